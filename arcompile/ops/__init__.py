@@ -1,0 +1,8 @@
+"""The op set: each op with its type rule and its numpy meaning.
+
+The meaning is the oracle for export, passes, targets, kernels and the C++ runtime.
+"""
+
+from arcompile.ops import attention, nn, sampling, tensor
+
+__all__ = ["attention", "nn", "sampling", "tensor"]

@@ -1,0 +1,142 @@
+"""Passes and the one loop that runs them: verify, time, dump, blame."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, dataclass_transform
+
+from arcompile import debug
+from arcompile.errors import ArcError, PassError, did_you_mean
+from arcompile.ir import dce
+from arcompile.program import Program
+from arcompile.program_text import parse_program
+from arcompile.registry import Registry
+from arcompile.rewrite import Rule, rewrite
+
+Keeps = Literal["values", "distribution", "bound", "quality"]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Pass:
+    """Program in, program out. Fields are the pass's options.
+
+    `keeps` is its promise, and picks the tests it gets for free: the same values, the same
+    sampling distribution, a bounded change, or measured quality.
+    """
+
+    name: ClassVar[str] = ""
+    keeps: ClassVar[Keeps] = "values"
+    rules: ClassVar[Sequence[Rule]] = ()
+
+    def __call__(self, p: Program) -> Program:
+        return p.on_graphs(lambda g: rewrite(g, self.rules, self.name))
+
+    def __str__(self) -> str:
+        given = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
+        default = {f.name: f.default for f in dataclasses.fields(self)}
+        text = ",".join(f"{k}={v!r}" for k, v in given if v != default[k])
+        return self.name + (f"{{{text}}}" if text else "")
+
+
+PASSES: Registry[type[Pass]] = Registry("pass", "arcompile.passes")
+
+
+@dataclass_transform(frozen_default=True)
+def register(name: str) -> Callable[[type[Pass]], type[Pass]]:
+    """Declare a pass: one file, this decorator, nothing else."""
+
+    def declare(cls: type[Pass]) -> type[Pass]:
+        cls.name = name
+        made = dataclasses.dataclass(frozen=True, repr=False)(cls)
+        return PASSES.add(name, made)
+
+    return declare
+
+
+_ITEM = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def parse_pipeline(text: str) -> list[Pass]:
+    """`"swiglu, token-shuffle{window=2}"` -> passes. Raises ArcError; evaluates literals only."""
+    found, at = [], 0
+    while at < len(text.rstrip()):
+        if not (m := _ITEM.match(text, at)):
+            raise ArcError(f"not a pass list: {text[at:][:60]!r}",
+                           hint="write name, name{option=value}")  # fmt: skip
+        found.append(_make(m[1], m[2] or ""))
+        at = m.end()
+    return found
+
+
+def _make(name: str, options: str) -> Pass:
+    cls = PASSES[name]
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given: dict[str, Any] = {}
+    for part in filter(None, (s.strip() for s in options.split(","))):
+        key, sep, raw = (s.strip() for s in part.partition("="))
+        if not sep or key not in fields:
+            raise ArcError(f"pass {name} has no option {key!r}", hint=did_you_mean(key, fields))
+        given[key] = _literal(name, key, raw, fields[key].default)
+    return cls(**given)
+
+
+def _literal(name: str, key: str, raw: str, default: Any) -> Any:
+    """The option's value, of the type of its default."""
+    try:
+        value = ast.literal_eval(raw)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        value = raw if isinstance(default, str) else None  # a bare word where text is wanted
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(default):
+        raise ArcError(f"option {key} of pass {name} takes {type(default).__name__}, got {raw!r}",
+                       hint=f"the default is {default!r}")  # fmt: skip
+    return value
+
+
+def run(p: Program, passes: Sequence[Pass]) -> Program:
+    """Run the passes in order, verifying around each. Raises PassError naming the guilty one."""
+    p.verify()
+    debug.dump(0, "input", str(p)) if debug.os.getenv("ARC_DUMP") else None
+    for i, each in enumerate(passes, 1):
+        start = time.perf_counter()
+        try:
+            new = _apply(each, p)
+            new.verify()
+            if debug.paranoid() and new is not p:
+                _round_trip(new)
+        except ArcError as e:
+            before = ", ".join(map(str, passes[: i - 1])) or "none"
+            e.add_note(f"in pass {i} ({each}), after: {before}")
+            raise
+        _report(i, each, p, new, time.perf_counter() - start)
+        p = new
+    return p
+
+
+def _apply(each: Pass, p: Program) -> Program:
+    """One pass. A pass without rules counts as one rewrite, so that bisect can blame it."""
+    if not each.rules and not debug.allow(str(each)):
+        return p
+    return each(p).on_graphs(dce)
+
+
+def _round_trip(p: Program) -> None:
+    text = str(p)
+    if str(parse_program(text)) != text:
+        raise PassError("the program does not survive printing and parsing")
+
+
+def _report(i: int, each: Pass, old: Program, new: Program, seconds: float) -> None:
+    before, after = (sum(len(g.nodes) for g in p.graphs) for p in (old, new))
+    debug.log(1, f"{i:02d} {each}  {seconds * 1e3:.1f} ms  {before} -> {after} nodes"
+                 f"{'' if new is not old else '  (unchanged)'}")  # fmt: skip
+    if new is not old:
+        if debug.level() >= 2:
+            debug.log(2, str(new))
+        if debug.os.getenv("ARC_DUMP"):
+            debug.dump(i, each.name, str(new))

@@ -1,0 +1,241 @@
+"""A whole generator as data: which graphs run, on which positions, in what order.
+
+A Program is a prompt, an ordered list of steps, and a finish. Each is a list of Calls; a Call runs
+one graph over an environment of named tensors: a graph's inputs are read by name, its results
+written by name. The runtime knows the names in BUILTIN; everything else comes from the request,
+from the Program's state, draws and tables, or from an earlier call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from arcompile.errors import ArcError, did_you_mean
+from arcompile.ir import Graph, Type, verify
+
+Mask = Literal["causal", "full", "none"]
+Accept = Literal["all", "prefix", "confident"]
+
+# r rows (sequences the network runs: each image, then the unconditional twin of those that need
+# one), b images, N positions.
+BUILTIN: dict[str, str] = {
+    "image": "i64[r]",  # the image each row belongs to
+    "is_null": "bool[r]",  # is this row the unconditional twin?
+    "null_row": "i64[b]",  # the row of each image's twin (its own row when it has none)
+    "past": "i32[r]",  # cache slots filled
+    "scale": "f32[b]",  # guidance of this step
+    "temperature": "f32[b]",
+    "top_k": "i64[b]",
+    "top_p": "f32[b]",
+    "most": "i64[1]",  # sorted logits that filtering needs, over all images
+    "tokens": "i64[b,N]",  # what is committed so far
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Run a graph: once, once per row of table `loop`, or image by image when `each`."""
+
+    graph: str
+    loop: str = ""
+    each: bool = False
+
+    def __str__(self) -> str:
+        return self.graph + (f"*{self.loop}" if self.loop else "") + ("/each" if self.each else "")
+
+    @staticmethod
+    def parse(text: str) -> Call:
+        name, _, each = text.partition("/")
+        graph, _, loop = name.partition("*")
+        return Call(graph, loop, each == "each")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Run `calls` on the positions `query`, keep those of `commit`.
+
+    Raster, scale and diagonal orders commit what they query; a masked model queries every unknown
+    position and commits a few; speculation queries a window and commits the accepted prefix. The
+    guidance of a step is guide[0] + guide[1] * what the user asked for. `append` is the number of
+    cache slots the step fills; `set` gives constants to its graphs.
+    """
+
+    query: tuple[int, ...]
+    commit: tuple[int, ...]
+    calls: tuple[Call, ...] = (Call("step"),)
+    guide: tuple[float, float] = (0.0, 1.0)
+    append: int = 0
+    set: tuple[tuple[str, float | int | tuple[Any, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Noise by name: `width` numbers a position.
+
+    when: `start` over all positions before the loop, `step` over a step's committed positions,
+    `loop` likewise, anew for each row of a call's table. kind `order` is a permutation of all
+    positions and has no width.
+    """
+
+    name: str
+    kind: Literal["uniform", "normal", "order"]
+    width: int = 1
+    when: Literal["start", "step", "loop"] = "step"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.kind} x {self.width} per {self.when}"
+
+
+@dataclass(frozen=True)
+class Program:
+    """See the module. `inputs` come with the request; `state` starts as zeros and is carried."""
+
+    name: str
+    positions: int
+    steps: tuple[Step, ...]
+    graphs: tuple[Graph, ...] = ()
+    prompt: tuple[Call, ...] = ()
+    finish: tuple[Call, ...] = ()
+    inputs: tuple[tuple[str, Type], ...] = ()
+    state: tuple[tuple[str, Type], ...] = ()
+    draws: tuple[Draw, ...] = ()
+    tables: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
+    fold: Graph | None = None  # weights computed from weights when the engine is built
+    mask: Mask = "causal"
+    accept: Accept = "all"
+    cache: str = "full"
+
+    def graph(self, name: str) -> Graph:
+        found = {g.name: g for g in self.graphs}
+        if name not in found:
+            raise ArcError(f"no graph named {name!r}", hint=did_you_mean(name, found))
+        return found[name]
+
+    def on_graphs(self, fn: Callable[[Graph], Graph]) -> Program:
+        new = tuple(fn(g) for g in self.graphs)
+        same = all(a is b for a, b in zip(new, self.graphs, strict=True))
+        return self if same else replace(self, graphs=new)
+
+    def calls(self) -> Iterator[Call]:
+        """Every call, in the order it may run."""
+        yield from self.prompt
+        for s in self.steps:
+            yield from s.calls
+        yield from self.finish
+
+    def verify(self) -> None:
+        """Raise ArcError unless every position is committed, and every graph can be fed."""
+        _verify_cover(self)
+        for g in self.graphs:
+            verify(g)
+        if self.fold:
+            verify(self.fold)
+        _verify_feeds(self)
+
+    def __str__(self) -> str:
+        from arcompile.program_text import show_program
+
+        return show_program(self)
+
+
+def _verify_cover(p: Program) -> None:
+    done: set[int] = set()
+    for i, s in enumerate(p.steps):
+        if not set(s.commit) <= set(s.query):
+            raise ArcError(f"step {i} commits positions it does not query")
+        if p.accept == "all" and done & set(s.commit):
+            raise ArcError(f"step {i} commits a position twice")
+        done |= set(s.commit)
+    if done != set(range(p.positions)):
+        missing = sorted(set(range(p.positions)) - done)
+        if not missing:
+            raise ArcError(f"steps commit positions outside the {p.positions} there are")
+        raise ArcError(f"{len(missing)} of {p.positions} positions are never committed",
+                       hint=f"the first is {missing[0]}")  # fmt: skip
+
+
+def _verify_feeds(p: Program) -> None:
+    """Walk the calls once each, in order; every input must have a source of its dtype."""
+    have = {k: Type.parse(v) for k, v in BUILTIN.items()}
+    have.update(p.inputs)
+    have.update(p.state)
+    for d in p.draws:
+        have[d.name] = Type("i64" if d.kind == "order" else "f32", ())
+    for s in p.steps:
+        have.update({k: Type(_dtype(v), ()) for k, v in s.set})
+    seen: set[Call] = set()
+    for call in p.calls():
+        if call in seen:
+            continue
+        seen.add(call)
+        if call.loop and call.loop not in p.tables:
+            raise ArcError(f"call {call} loops over {call.loop!r}, which is not a table",
+                           hint=did_you_mean(call.loop, p.tables))  # fmt: skip
+        columns = p.tables[call.loop] if call.loop else {}
+        g = p.graph(call.graph)
+        for v in g.params:
+            if v.name in columns:
+                continue
+            if v.name not in have:
+                raise ArcError(f"graph {g.name} reads {v.name}, which nothing provides",
+                               hint=did_you_mean(v.name, have))  # fmt: skip
+            if have[v.name].dtype != v.type.dtype:
+                raise ArcError(f"graph {g.name} reads {v.name} as {v.type}, "
+                               f"but it is {have[v.name]}")  # fmt: skip
+        have.update({name: v.type for name, v in g.results})
+
+
+def _dtype(value: Any) -> str:
+    first = value
+    while isinstance(first, tuple):
+        first = first[0] if first else 0.0
+    return "i64" if isinstance(first, int) else "f32"
+
+
+# --- orders: each family's order is a short function ---------------------------------------------
+
+
+def groups(sizes: Iterable[int], **kw: Any) -> tuple[Step, ...]:
+    """Consecutive runs of positions; a cached family appends what it queries."""
+    steps, at = [], 0
+    for n in sizes:
+        here = tuple(range(at, at + n))
+        steps.append(Step(here, here, append=n, **kw))
+        at += n
+    return tuple(steps)
+
+
+def raster(n: int, **kw: Any) -> tuple[Step, ...]:
+    return groups([1] * n, **kw)
+
+
+def scales(sides: Iterable[int], **kw: Any) -> tuple[Step, ...]:
+    return groups([s * s for s in sides], **kw)
+
+
+def diagonals(h: int, w: int, **kw: Any) -> tuple[Step, ...]:
+    """Anti-diagonals of a raster grid: cells (i, j) with i + j = d."""
+    lines = [
+        tuple(i * w + j for i in range(h) for j in range(w) if i + j == d) for d in range(h + w - 1)
+    ]
+    return tuple(Step(x, x, append=len(x), **kw) for x in lines)
+
+
+def masked(n: int, counts: Iterable[int], **kw: Any) -> tuple[Step, ...]:
+    """Slots of a random order: the runtime draws the permutation, the sizes are static."""
+    steps, at = [], 0
+    for c in counts:
+        steps.append(Step(tuple(range(at, n)), tuple(range(at, at + c)), **kw))
+        at += c
+    return tuple(steps)
+
+
+def blocks(n: int, size: int, refine: int, **kw: Any) -> tuple[Step, ...]:
+    """Block diffusion: each block is queried `refine` times, a share of it committed each time."""
+    steps = []
+    for at in range(0, n, size):
+        whole, share = tuple(range(at, at + size)), size // refine
+        steps += [Step(whole, whole[k * share : (k + 1) * share], **kw) for k in range(refine)]
+    return tuple(steps)
