@@ -19,11 +19,12 @@ import re
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -32,8 +33,9 @@ from arcompile.errors import ArcError
 AGAIN = "download it again and compare its size or sha256 with the publisher's"
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the limit of the safetensors package
 PICKLE_LIMIT = 1 << 25  # bytes; 340 tensors need 56 kB
+RECORD_LIMIT = 1 << 20  # records of a torch zip; one per storage
+TUPLE_LIMIT = 1 << 12  # items of a tuple and the tuples in it; torch's own have a dozen
 EXPAND_LIMIT = 1 << 28  # bytes a stride-0 tensor may take beyond the size of its file
-TUPLE_LIMIT = 32  # torch's own pickles nest tuples three deep
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 starts so
 # safetensors' name of a dtype -> ours, and how numpy reads the bytes
 SAFE_DTYPES = {
@@ -44,12 +46,18 @@ SAFE_DTYPES = {
 }  # fmt: skip
 STORAGE_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
                  "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1, "ComplexFloat": 8}  # fmt: skip
-STRANGERS = {b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)", b"<": "a web page",
-             b"\x89PNG": "a PNG picture", b"\xff\xd8": "a JPEG picture", b"GGUF": "a GGUF file",
-             b"\x1f\x8b": "a gzip file", b"{": "a JSON file"}  # fmt: skip
+STRANGERS = {
+    b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)", b"<": "a web page",
+    b"\x89PNG": "a PNG picture", b"\xff\xd8": "a JPEG picture", b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip file", b"{": "a JSON file",
+}  # fmt: skip
 # What a folder is searched for, in this order: one file, or an index of several.
 FOLDER = ("model.safetensors", "*.safetensors.index.json", "*.safetensors",
           "pytorch_model.bin", "*.bin.index.json", "pytorch_model*.bin")  # fmt: skip
+
+
+class _Bad(Exception):
+    """What a file says cannot be."""
 
 
 @dataclass(frozen=True)
@@ -57,58 +65,46 @@ class Entry:
     """One tensor of a file, not yet read."""
 
     shape: tuple[int, ...]
-    dtype: str
+    dtype: str  # as stored: f32, bf16, i64, ...
     read: Callable[[], np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
-class Weights(Mapping[str, np.ndarray]):
-    """Named tensors, read one at a time: floats as float32, C-contiguous, owned by the caller."""
+class Weights(dict[str, Entry]):
+    """Named tensors of one container; only `load` reads one."""
 
-    source: str
-    entries: Mapping[str, Entry]
+    def __init__(self, source: str, entries: Mapping[str, Entry]) -> None:
+        super().__init__(entries)
+        self.source = source
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.entries  # Mapping's own would read the tensor
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.entries[name].read()
+    def __missing__(self, name: str) -> Entry:
+        near = ", ".join(map(_quote, difflib.get_close_matches(name, self)))
+        hint = near and f"did you mean {near}?"
+        raise ArcError(f"{self.source} has no tensor {_quote(name)}", hint=hint)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entry(name).shape
+        return self[name].shape
 
     def dtype(self, name: str) -> str:
-        """As stored: `f32`, `bf16`, `i64`, ..."""
-        return self._entry(name).dtype
+        return self[name].dtype
 
     def load(self, name: str) -> np.ndarray:
-        return self._entry(name).read()
+        """Floats as float32, C-contiguous, owned by the caller."""
+        entry = self[name]
+        with _outside(f"{self.source}: {_quote(name)}"):
+            return entry.read()
 
     def drop(self, *names: str) -> Weights:
         """Without these names; one that ends in `.` stands for all that start with it."""
         dots = tuple(n for n in names if n.endswith("."))
-        kept = {k: e for k, e in self.entries.items() if k not in names and not k.startswith(dots)}
+        kept = {k: e for k, e in self.items() if k not in names and not k.startswith(dots)}
         return Weights(self.source, kept)
 
     def strip(self, prefix: str) -> Weights:
         """`_orig_mod.x` -> `x`; names without the prefix stay as they are."""
-        out = {k.removeprefix(prefix): e for k, e in self.entries.items()}
-        if len(out) != len(self.entries):
-            raise ArcError(f"{self.source}: names collide without the prefix {quote(prefix)}")
-        return Weights(self.source, out)
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self.entries:
-            near = ", ".join(map(quote, difflib.get_close_matches(name, self.entries)))
-            hint = near and f"did you mean {near}?"
-            raise ArcError(f"{self.source} has no tensor {quote(name)}", hint=hint)
-        return self.entries[name]
+        out = Weights(self.source, {k.removeprefix(prefix): e for k, e in self.items()})
+        if len(out) != len(self):
+            raise ArcError(f"{self.source}: names collide without the prefix {_quote(prefix)}")
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,181 +127,188 @@ class Checkpoint:
             found = {k: e for k, e in (node or {}).items() if isinstance(e, Entry)}
             if found and 2 * len(found) > len(node):
                 return Weights(f"{self.path}" + (f" [{where}]" if where else ""), found)
-        asked = " or ".join(quote(c) for c in containers) or "the file itself"
-        held = "; ".join(_inventory(self.tree))[:2000] or "nothing that could be weights"
+        asked = " or ".join(_quote(c) if c else "the file itself" for c in containers or ("",))
+        held = "; ".join(_describe(k, v) for k, v in list(self.tree.items())[:20]) or "nothing"
         raise ArcError(f"{self.path} has no weights in {asked}", hint=f"it holds {held}")
 
 
-def _inventory(tree: Mapping[str, Any]) -> Iterator[str]:
-    """Each dict and what is in it, once: a pickle may nest dicts in circles."""
-    todo, seen = [("the file itself", tree)], {id(tree)}
-    for where, node in todo:
-        keys = ", ".join(quote(k) for k in list(node)[:6]) + (", ..." if len(node) > 6 else "")
-        count = sum(isinstance(e, Entry) for e in node.values())
-        yield f"{where}: {len(node)} keys, {count} of them tensors ({keys})"
-        for key, child in node.items():
-            if isinstance(child, Mapping) and id(child) not in seen:
-                seen.add(id(child))
-                todo.append((quote(key) if node is tree else f"{where}.{quote(key)}", child))
+def _describe(key: str, value: Any) -> str:
+    if not isinstance(value, Mapping):
+        return f"{_quote(key)} ({'a tensor' if value else 'not a tensor'})"
+    count = sum(isinstance(e, Entry) for e in value.values())
+    return f"{_quote(key)} ({count} tensors; keys {', '.join(map(_quote, list(value)[:4]))}, ...)"
 
 
-def quote(name: object) -> str:
-    """A name that a file chose, safe to print: one line, no control characters, bounded."""
+def _quote(name: object) -> str:
+    """A text that a file chose, safe to print: one line, no control characters, bounded."""
     text = repr(name)
     return text if len(text) <= 120 else text[:117] + "..."
 
 
 @contextmanager
-def _outside(path: Path) -> Iterator[None]:
-    """Makes an ArcError of whatever a hostile or broken file provokes in the code that reads it.
+def _outside(source: object) -> Iterator[None]:
+    """Makes an ArcError of whatever a broken or hostile file provokes in the code that reads it.
 
-    Every exception, because zipfile and torch were seen to raise a dozen types on flipped bytes.
+    Every exception: zipfile and torch raise a dozen types on flipped bytes.
     """
     try:
         yield
     except ArcError:
         raise
+    except _Bad as e:
+        raise ArcError(f"{source}: {e}", hint=AGAIN) from None
     except OSError as e:
         hint = "check the path and its permissions"
-        raise ArcError(f"cannot read {path}: {e.strerror or e}", hint=hint) from e
+        raise ArcError(f"cannot read {source}: {e.strerror or e}", hint=hint) from e
     except Exception as e:
-        # torch goes on to advise weights_only=False; that advice is not passed on
-        said = str(e).split("WeightsUnpickler error:")[-1].split("In PyTorch 2.6")[0].strip()
-        wanted = re.search(r"GLOBAL (\S+)", said)
-        if wanted:
+        if wanted := re.search(r"GLOBAL (\S+)", str(e)):
             hint = "take a .safetensors version of it, or convert it where you trust its author"
-            what = f"{path} asks for {quote(wanted[1])}, which could run code; nothing was executed"
-            raise ArcError(what, hint=hint) from e
-        why = f"{type(e).__name__}: {quote(said.splitlines()[0] if said else '')}"
-        raise ArcError(f"{path} is damaged or is not a checkpoint ({why})", hint=AGAIN) from e
+            what = f"asks for {_quote(wanted[1])}, which could run code; nothing was executed"
+            raise ArcError(f"{source} {what}", hint=hint) from e
+        # torch adds the advice to set weights_only=False; that is not passed on
+        said = str(e).split("WeightsUnpickler error:")[-1].split("In PyTorch 2.6")[0].strip()
+        why = f"{type(e).__name__}: {_quote(said.partition(chr(10))[0])}"
+        raise ArcError(f"{source} is damaged or not a checkpoint ({why})", hint=AGAIN) from e
+
+
+# ---- files and folders ---------------------------------------------------------------------------
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens .pt .pth .ckpt .bin (torch), .safetensors, or a Hugging Face folder; by content."""
+    """Opens .pt .pth .ckpt .bin (torch), .safetensors, or a Hugging Face folder, by content."""
     path = Path(path)
     with _outside(path):
         if path.is_dir():
             return _open_folder(path)
         if path.exists() and not path.is_file():
-            raise ArcError(f"{path} is not a regular file")  # a pipe would block for ever
+            raise _Bad("not a regular file")  # opening a pipe would block
         with path.open("rb") as f:
             head = f.read(512)
-        return _open_file(path, head)
+        if not head:
+            raise _Bad("the file is empty")
+        if head.startswith((b"PK\3\4", LEGACY)):
+            return Checkpoint(path, _torch(path, is_zip=head.startswith(b"PK")), {})
+        if head[8:9] == b"{" or (path.suffix == ".safetensors" and not _stranger(head)):
+            return _safetensors(path)
+        raise _Bad(f"not a checkpoint, {_stranger(head) or f'it starts with {_quote(head[:8])}'}")
 
 
-def _open_file(path: Path, head: bytes) -> Checkpoint:
-    if head.startswith((b"PK\3\4", LEGACY)):
-        return Checkpoint(path, _torch(path, is_zip=head.startswith(b"PK")), {})
-    if head[8:9] == b"{" and path.suffix != ".json":
-        return _safetensors(path)
-    is_a = next((what for magic, what in STRANGERS.items() if head.startswith(magic)), "")
+def _stranger(head: bytes) -> str:
+    """What a file that is no checkpoint may be."""
     if head[257:262] == b"ustar":
-        is_a = "a tar file (torch before 0.2 wrote such; save it again with a newer one)"
-    elif head.startswith(b"\x80"):
-        scan = Scan(io.BytesIO(path.read_bytes()[:PICKLE_LIMIT]))
-        with suppress(Exception):
+        return "a tar file (torch before 0.2; save it again with a newer one)"
+    if head.startswith(b"\x80"):
+        scan = _Scan(io.BytesIO(head))
+        with suppress(Exception):  # 512 bytes may end early; the names are what is wanted
             scan.load()
-        names = ", ".join(map(quote, scan.names[:8])) or "nothing"
-        is_a = f"a plain pickle, not torch's (it asks for {names}; nothing was executed)"
-    if path.suffix == ".safetensors" and not is_a and head:
-        return _safetensors(path)  # for its more precise complaint
-    is_a = is_a or (f"starts with {quote(head[:8])}" if head else "is empty")
-    raise ArcError(f"{path} is not a checkpoint: {is_a}", hint=AGAIN)
-
-
-# ---- folders ------------------------------------------------------------------------------------
+        names = ", ".join(map(_quote, scan.names)) or "nothing"
+        return f"a plain pickle (it asks for {names}; nothing was executed)"
+    return next((what for magic, what in STRANGERS.items() if head.startswith(magic)), "")
 
 
 def _open_folder(folder: Path) -> Checkpoint:
     found = next(filter(None, (fnmatch.filter(os.listdir(folder), p) for p in FOLDER)), [])
     if len(found) != 1:
-        why = f"several weight files and no index: {quote(sorted(found))}" if found else "no weights"
-        raise ArcError(f"{folder} holds {why}", hint="name one file, or a folder with an index")
+        why = f"several weight files: {_quote(sorted(found))}" if found else "no weights"
+        hint = "name one file, or a folder with an index"
+        raise ArcError(f"{folder} holds {why}", hint=hint)
     if not found[0].endswith(".json"):
-        only = open_checkpoint(_inside(folder, found[0]))
-        return Checkpoint(folder, only.weights().entries, only.metadata)
-    index = _json_object(_inside(folder, found[0]).read_bytes())
-    where = index.get("weight_map")
+        only = open_checkpoint(_member(folder, found[0]))
+        return Checkpoint(folder, only.weights(), only.metadata)
+    where = _json_object(_member(folder, found[0]).read_bytes()).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(v, str) for v in where.values()):
-        raise ArcError(f"{folder / found[0]} has no weight_map of names to files")
-    shards = {name: open_checkpoint(_inside(folder, name)) for name in sorted({*where.values()})}
-    parts = {name: shard.weights().entries for name, shard in shards.items()}
+        raise _Bad(f"{found[0]} has no weight_map of names to files")
+    shards = {file: open_checkpoint(_member(folder, file)) for file in sorted({*where.values()})}
+    parts = {file: shard.weights() for file, shard in shards.items()}
     lost = [name for name, file in where.items() if name not in parts[file]]
     if lost:
-        what = f"{len(lost)} tensors of the index are not in their files, first {quote(lost[0])}"
-        raise ArcError(f"{folder}: {what}", hint=AGAIN)
+        raise _Bad(f"{len(lost)} tensors of the index are not in their files, as {_quote(lost[0])}")
     metadata = {k: v for shard in shards.values() for k, v in shard.metadata.items()}
     return Checkpoint(folder, {name: parts[file][name] for name, file in where.items()}, metadata)
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """A member of a folder; its links may end in the folder or in Hugging Face's blobs beside it."""
-    member, home = folder / name, folder.resolve()
-    if name != member.name or "\\" in name:
-        raise ArcError(f"{folder} names a file outside itself: {quote(name)}")
-    _contain(member, home)
+def _member(folder: Path, name: str) -> Path:
+    if not name or name != Path(name).name or "\\" in name or (folder / name).is_dir():
+        raise _Bad(f"{_quote(name)} is no file of this folder")
+    return _contained(folder / name, folder.resolve())
+
+
+def _contained(member: Path, home: Path) -> Path:
+    """`member`, if it is in `home` or a link into Hugging Face's snapshots/../blobs."""
+    real = member.resolve(strict=True)
+    blobs = (home.parent.parent if home.parent.name == "snapshots" else home.parent) / "blobs"
+    if not (real.is_relative_to(home) or real.is_relative_to(blobs)):
+        hint = "links may end in the folder itself or in the `blobs` of a Hugging Face cache"
+        raise ArcError(f"{member} links to {real}, outside its folder", hint=hint)
     return member
 
 
-def _contain(member: Path, home: Path) -> None:
-    real = member.resolve(strict=True)
-    up = home.parent.parent if home.parent.name == "snapshots" else home.parent
-    if not (real.is_relative_to(home) or real.is_relative_to(up / "blobs")):
-        hint = "links may end in the folder itself or in the `blobs` folder of a Hugging Face cache"
-        raise ArcError(f"{member} links to {real}, outside its folder", hint=hint)
+def _json_object(text: bytes) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, times in Counter(key for key, _ in pairs).items():
+            if times > 1:
+                raise _Bad(f"key {_quote(key)} appears {times} times")
+        return dict(pairs)
 
-
-# ---- safetensors (github.com/huggingface/safetensors, README: Format) ---------------------------
+    if len(text) > HEADER_LIMIT:
+        raise _Bad(f"{len(text)} bytes of JSON, the limit is {HEADER_LIMIT}")
+    value = json.loads(text.decode(), object_pairs_hook=unique)
+    if not isinstance(value, dict):
+        raise _Bad("its JSON is not an object")
+    return value
 
 
 def _safetensors(path: Path) -> Checkpoint:
+    """Format: github.com/huggingface/safetensors#format."""
     with path.open("rb") as f:
         size, length = os.fstat(f.fileno()).st_size, int.from_bytes(f.read(8), "little")
         if size < 8 or length > min(size - 8, HEADER_LIMIT):
-            raise ValueError(f"a header of {length} bytes in a file of {size}")
+            raise _Bad(f"a header of {length} bytes in a file of {size} (truncated?)")
         text = f.read(length)
     if not text.startswith(b"{"):
-        raise ValueError(f"the header starts with {quote(text[:8])}")
+        raise _Bad(f"the header starts with {_quote(text[:8])}")
     header = _json_object(text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ValueError("__metadata__ is not a dict of strings")
+        raise _Bad("__metadata__ is not a dict of strings")
     entries, spans = {}, []
     for name, said in header.items():
-        entries[name], span = _entry(path, name, said, 8 + length)
-        spans.append((*span, name))
-    end = 0
-    for begin, stop, name in sorted(spans):
-        if begin != end:
-            what = "overlaps the tensor before it" if begin < end else "leaves a hole before it"
-            raise ValueError(f"{quote(name)} at bytes [{begin}, {stop}] {what}")
-        end = stop
-    if 8 + length + end != size:
-        raise ValueError(f"the header describes {8 + length + end} bytes, the file has {size}")
+        entries[name], begin, end = _safe_entry(path, name, said, 8 + length)
+        spans.append((begin, end, name))
+    at = 0
+    for begin, end, name in sorted(spans):
+        if begin != at:
+            what = "overlaps the tensor before it" if begin < at else "leaves a hole before it"
+            raise _Bad(f"{_quote(name)} at bytes [{begin}, {end}] {what}")
+        at = end
+    if 8 + length + at != size:
+        raise _Bad(f"the header describes {8 + length + at} bytes, the file has {size}")
     return Checkpoint(path, entries, metadata)
 
 
-def _entry(path: Path, name: str, said: Any, base: int) -> tuple[Entry, tuple[int, int]]:
+def _safe_entry(path: Path, name: str, said: Any, base: int) -> tuple[Entry, int, int]:
     if not isinstance(said, dict) or said.keys() != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{quote(name)} is not described by dtype, shape and data_offsets")
+        raise _Bad(f"{_quote(name)} is not described by dtype, shape and data_offsets")
     kind, shape, span = said["dtype"], said["shape"], said["data_offsets"]
     if not isinstance(kind, str) or kind not in SAFE_DTYPES:
-        raise ValueError(f"{quote(name)} has dtype {quote(kind)}, known are {', '.join(SAFE_DTYPES)}")
-    if not (_sizes(shape) and len(shape) <= 32 and math.prod(d or 1 for d in shape) < 1 << 48):
-        raise ValueError(f"{quote(name)} has shape {quote(shape)}")
+        raise _Bad(f"{_quote(name)} has dtype {_quote(kind)}, known: {', '.join(SAFE_DTYPES)}")
+    # numpy stops at 64 axes and, even when one is 0, at 2**63 bytes
+    if not _sizes(shape) or len(shape) > 32 or math.prod(d or 1 for d in shape) > 1 << 48:
+        raise _Bad(f"{_quote(name)} has shape {_quote(shape)}")
+    if not _sizes(span) or len(span) != 2:
+        raise _Bad(f"{_quote(name)} has data_offsets {_quote(span)}")
     dtype, stored = SAFE_DTYPES[kind]
-    if not (_sizes(span) and len(span) == 2):
-        raise ValueError(f"{quote(name)} has data_offsets {quote(span)}")
-    count, size = math.prod(shape), span[1] - span[0]
-    if count * np.dtype(stored).itemsize != size:
-        raise ValueError(f"{quote(name)} is {kind} {quote(shape)} in {size} bytes")
+    (begin, end), count = span, math.prod(shape)
+    if count * np.dtype(stored).itemsize != end - begin:
+        raise _Bad(f"{_quote(name)} is {kind} {_quote(shape)} in {end - begin} bytes")
 
-    def read() -> np.ndarray:
-        with _outside(path):  # not a memmap: if the file shrinks meanwhile, that would be a SIGBUS
-            raw = np.fromfile(path, stored, count, offset=base + span[0])
-            return _decode(raw.reshape(shape), dtype)
+    def read() -> np.ndarray:  # not a memmap: a file that shrinks meanwhile would be a SIGBUS
+        raw = np.fromfile(path, stored, count, offset=base + begin)
+        if raw.size != count:
+            raise _Bad("the file became shorter since it was opened")
+        return _decode(raw.reshape(shape), dtype)
 
-    return Entry(tuple(shape), dtype, read), (span[0], span[1])
+    return Entry(tuple(shape), dtype, read), begin, end
 
 
 def _sizes(value: Any) -> bool:
@@ -318,41 +321,72 @@ def _decode(raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bool":
         return raw != 0
     with np.errstate(all="ignore"):  # an f64 may become inf; check_finite tells
-        wide = np.float32 if raw.dtype.kind == "f" else raw.dtype.newbyteorder("=")
+        wide = np.dtype(np.float32) if raw.dtype.kind == "f" else raw.dtype.newbyteorder("=")
         return raw.astype(wide, copy=False)
 
 
-# ---- torch --------------------------------------------------------------------------------------
+def match(
+    weights: Weights,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    ignore: Iterable[str] = (),
+    what: str = "this model",
+) -> None:
+    """One ArcError for all that is missing, misshapen, or there and not in `ignore` (fnmatch)."""
+    missing = [n for n in expected if n not in weights]
+    bent = [n for n in expected if n in weights and weights.shape(n) != tuple(expected[n])]
+    known = {*expected, *(n for p in ignore for n in fnmatch.filter(weights, p))}
+    extra = [n for n in weights if n not in known]
+    if not (missing or bent or extra):
+        return
+    lines = [f"misshapen {_quote(n)}: {weights.shape(n)}, expected {expected[n]}" for n in bent]
+    for i, n in enumerate(missing):  # difflib takes 10 ms a name; nobody reads 50 suggestions
+        near = difflib.get_close_matches(n, extra or weights) if i < 50 else []
+        hint = f", near {', '.join(map(_quote, near))}" if near else ""
+        lines.append(f"missing {_quote(n)} {expected[n]}{hint}")
+    lines += [f"unexpected {_quote(n)} {weights.shape(n)}" for n in extra]
+    counts = f"{len(missing)} missing, {len(bent)} misshapen, {len(extra)} unexpected"
+    hint = "is it the right file, family and container?\n" + "\n".join(lines)
+    raise ArcError(f"{weights.source} is not {what}: {counts} of {len(expected)}", hint=hint)
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        nan, inf = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+        raise ArcError(f"{_quote(name)} has {nan} NaN and {inf} inf of {array.size}", hint=AGAIN)
+
+
+# ---- torch files ---------------------------------------------------------------------------------
 
 
 def _torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
-    """The dicts of a torch file. weights_only always; see the module's first lines."""
+    """The dicts of a torch file; weights_only, without exception."""
+    (_check_zip if is_zip else _check_legacy)(path, path.stat().st_size)
     try:
         import torch
     except ImportError as e:
         raise ArcError(f"{path} needs torch", hint='pip install "arcompile[build]"') from e
-    _check_zip(path) if is_zip else _check_legacy(path)
     # MAR keeps its command line, an argparse.Namespace, in the file: plain data
     allowed = torch.serialization.safe_globals([argparse.Namespace])
     with warnings.catch_warnings(), allowed:
         warnings.simplefilter("ignore")
         held = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     if not isinstance(held, dict):
-        raise ArcError(f"{path} holds a {type(held).__name__}, not a dict of tensors")
+        raise _Bad(f"holds a {type(held).__name__}, not a dict of tensors")
     limit, seen = path.stat().st_size + EXPAND_LIMIT, dict[int, dict[str, Any]]()
 
     def tree(node: dict[Any, Any]) -> dict[str, Any]:
-        if id(node) not in seen:
+        if id(node) not in seen:  # one dict may be held twice, or hold itself
             out = seen[id(node)] = {}
             for k, v in node.items():
-                is_leaf = not isinstance(v, dict)
-                out[str(k)] = tree(v) if not is_leaf else _torch_entry(path, v, limit)
+                if isinstance(k, str):
+                    out[k] = tree(v) if isinstance(v, dict) else _torch_entry(v, limit)
         return seen[id(node)]
 
     return tree(held)
 
 
-def _torch_entry(path: Path, value: Any, limit: int) -> Entry | None:
+def _torch_entry(value: Any, limit: int) -> Entry | None:
     import torch
 
     if not isinstance(value, torch.Tensor):
@@ -364,17 +398,53 @@ def _torch_entry(path: Path, value: Any, limit: int) -> Entry | None:
         dtype = dtype.replace(long, short)
 
     def read() -> np.ndarray:
-        with _outside(path):
-            if 4 * plain.numel() > limit:  # one element and stride 0 can claim terabytes
-                raise ValueError(f"a tensor {quote(tuple(plain.shape))} out of {limit} bytes")
-            wide = torch.float32 if plain.is_floating_point() else plain.dtype
-            owned = plain.to(wide, copy=True, memory_format=torch.contiguous_format)
-            return owned.resolve_conj().resolve_neg().numpy()
+        if 4 * plain.numel() > limit:  # one element and stride 0 can claim terabytes
+            raise _Bad(f"shape {_quote(tuple(plain.shape))} is more than the file can hold")
+        wide = torch.float32 if plain.is_floating_point() else plain.dtype
+        owned = plain.to(wide, copy=True, memory_format=torch.contiguous_format)
+        return owned.resolve_conj().resolve_neg().numpy()
 
     return Entry(tuple(plain.shape), dtype, read)
 
 
-class Inert:
+def _check_zip(path: Path, size: int) -> None:
+    """Records are stored, apart, inside the file, and as long as the pickle says."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except zipfile.BadZipFile as e:
+        raise _Bad(f"truncated or damaged: it starts as a torch zip, but {e}") from None
+    with archive:
+        found, at = sorted(archive.infolist(), key=lambda r: r.header_offset), 0
+        for r in found:
+            if r.compress_type or r.flag_bits & 1 or r.file_size != r.compress_size:
+                raise _Bad(f"record {_quote(r.filename)} is compressed, encrypted or mis-sized")
+            if r.header_offset < at:
+                raise _Bad(f"record {_quote(r.filename)} overlaps the one before it")
+            at = r.header_offset + 30 + len(r.filename.encode()) + r.file_size
+        records = {r.filename.partition("/")[2]: r for r in found}
+        if at > size or len(records) != len(found) or len(found) > RECORD_LIMIT:
+            raise _Bad(f"{len(found)} records end at byte {at} of {size}, or share names")
+        if "constants.pkl" in records or "data.pkl" not in records:
+            raise _Bad("a TorchScript archive or other zip, not a state dict")
+        scan = _Scan(io.BytesIO(archive.read(records["data.pkl"])))
+    scan.load()
+    for key, length in scan.storages.items():
+        real = records[f"data/{key}"].file_size if f"data/{key}" in records else -1
+        if not length <= real < length + 16:  # storages of views may have a ragged end
+            raise _Bad(f"storage {_quote(key)} claims {length} bytes, its record has {real}")
+
+
+def _check_legacy(path: Path, size: int) -> None:
+    with path.open("rb") as f:
+        scan = _Scan(io.BytesIO(f.read(PICKLE_LIMIT)))
+    for _ in range(4):  # magic, protocol, system, and the object
+        scan.load()
+    claimed = sum(scan.storages.values())
+    if claimed > size:
+        raise _Bad(f"storages claim {claimed} bytes in a file of {size} (truncated?)")
+
+
+class _Inert:
     """Stands in for every global a pickle names; it takes what it is given and does nothing."""
 
     name = ""
@@ -384,36 +454,116 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
 
-class Scan(pickle._Unpickler):
-    """Walks a pickle among inert globals, for what torch.load (2.13) does not check.
+def _bounded(load_tuple: Callable[[Any], None]) -> Callable[[Any], None]:
+    def checked(scan: _Scan) -> None:
+        load_tuple(scan)
+        made = scan.stack[-1]
+        size = len(made) + sum(scan.sizes[id(x)] for x in made if type(x) is tuple and x)
+        if size > TUPLE_LIMIT:
+            raise _Bad(f"nests tuples of {size} items, the limit is {TUPLE_LIMIT}")
+        scan.sizes[id(made)] = size
 
-    Its mmap mode believes the size a pickle states for a storage, and tensors then overlap; a dict
-    key of a million nested tuples overflows the C stack in hash().
-    In Python, because the memo of the C unpickler is an array as long as the file demands.
+    return checked
+
+
+class _Scan(pickle._Unpickler):
+    """Walks a pickle among inert globals, for two things torch.load (2.13) lets pass.
+
+    Its mmap mode believes the length a pickle states for a storage, so tensors may overlap; and a
+    dict key of a million nested tuples overflows the C stack in hash(). In Python, because the
+    memo of the C unpickler is an array as long as the file demands; without BYTEARRAY8, which
+    allocates before it reads.
     """
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
+        op: _bounded(load) if op in b"t\x85\x86\x87" else load
+        for op, load in pickle._Unpickler.dispatch.items()
+        if op != pickle.BYTEARRAY8[0]
+    }
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.names: list[str] = []
         self.storages: dict[str, int] = {}
-        self.depths: dict[int, int] = {}
+        self.sizes: dict[int, int] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         self.names.append(f"{module}.{name}")
-        return type("Inert", (Inert,), {"name": name})
+        return type("Inert", (_Inert,), {"name": name})
 
     def persistent_load(self, pid: Any) -> Any:
         kind, key, _, count = pid[1:5]
         unit = STORAGE_BYTES[kind.name.removesuffix("Storage")]
         if type(count) is not int or count < 0:
-            raise ValueError(f"storage {quote(key)} has {quote(count)} elements")
+            raise _Bad(f"storage {_quote(key)} has {_quote(count)} elements")
         self.storages[str(key)] = max(self.storages.get(str(key), 0), count * unit)
-        return Inert()
+        return _Inert()
 
-    def load_build_tuple(self, load: Callable[[Any], None]) -> None:
-        load(self)
-        made = self.stack[-1]
-        inner = (self.depths.get(id(x), 0) for x in made if type(x) is tuple)
-        self.depths[id(made)] = 1 + max(inner, default=0)
-        if self.depths[id(made)] > TUPLE_LIMIT:
-            raise ValueError(f"tuples nested deeper than {TUPLE_LIMIT}")
+
+# ---- digests -------------------------------------------------------------------------------------
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """sha256 of a file, or of a folder's sorted names and digests (dot files left out).
+
+    Remembered by real path, size, mtime and inode in `$ARC_CACHE` or the user's cache folder.
+    """
+    path, memo = Path(path), _remembered()
+    known = dict(memo)
+    with _outside(path):
+        if path.is_dir():
+            all_ = sorted((f.relative_to(path).as_posix(), _sha256(f, memo)) for f in _files(path))
+            text = "".join(f"{name}\0{sha}\n" for name, sha in all_)
+            result = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
+        else:
+            result = _sha256(path, memo)
+    if memo != known:
+        _remember(memo)
+    return result
+
+
+def _files(folder: Path, home: Path | None = None) -> Iterator[Path]:
+    home = home or folder.resolve()
+    for member in folder.iterdir():
+        if member.name.startswith("."):
+            continue
+        _contained(member, home)
+        if member.is_dir() and member.is_symlink():
+            raise ArcError(f"{member} links to a folder", hint="name that folder itself")
+        if member.is_dir():
+            yield from _files(member, home)
+        else:
+            yield member
+
+
+def _sha256(path: Path, memo: dict[str, str]) -> str:
+    s = path.stat()
+    if not path.is_file():
+        raise _Bad("not a regular file")
+    key = f"{os.path.realpath(path)}|{s.st_size}|{s.st_mtime_ns}|{s.st_ino}"
+    if key not in memo:
+        with path.open("rb", buffering=0) as f:
+            memo[key] = hashlib.file_digest(f, "sha256").hexdigest()
+    return memo[key]
+
+
+def _cache() -> Path:
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("ARC_CACHE") or Path(user, "arcompile"), "digests.json")
+
+
+def _remembered() -> dict[str, str]:
+    with suppress(OSError, ValueError, AttributeError, RecursionError):
+        items = json.loads(_cache().read_text()).items()
+        return {k: v for k, v in items if re.fullmatch("[0-9a-f]{64}", str(v))}
+    return {}
+
+
+def _remember(memo: dict[str, str]) -> None:
+    with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        file = _cache()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as f:
+            json.dump(dict(list(memo.items())[-4096:]), f)
+        os.replace(f.name, file)

@@ -65,7 +65,7 @@ class Node:
     args: tuple[Value, ...]
     outs: tuple[Value, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""  # module path and passes it came through; shown by the profiler, never compared
+    origin: str = ""  # module path and passes it came through; shown by the profiler, never compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ class Builder:
         self.params: list[Value] = []
         self.weights: dict[str, Value] = {}
         self.nodes: list[Node] = []
-        self.where = ""
+        self.origin = ""
         self._taken, self._count = set(taken), 0
 
     def param(self, name: str, type: str | Type) -> Value:
@@ -188,7 +188,7 @@ class Builder:
         if op not in OPS:
             raise IRError(f"unknown op {op!r}", hint=did_you_mean(op, OPS))
         outs = tuple(Value(self._fresh(), t) for t in OPS[op].types(args, attrs))
-        self.nodes.append(Node(op, args, outs, attrs, self.where))
+        self.nodes.append(Node(op, args, outs, attrs, self.origin))
         return outs
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
@@ -340,7 +340,10 @@ def merge(first: Graph, then: Graph, name: str = "") -> Graph:
         args = tuple(swap[a] for a in n.args)
         outs = tuple(Value(b._fresh(), t) for t in OPS[n.op].types(args, n.attrs))
         swap.update(zip(n.outs, outs, strict=True))
-        nodes.append(Node(n.op, args, outs, n.attrs, n.where))
+        nodes.append(Node(n.op, args, outs, n.attrs, n.origin))
     results = {**made, **{k: swap[v] for k, v in then.results}}
     return Graph(b.name, tuple(params), tuple(nodes), tuple(results.items()),
                  tuple(weights.values()))  # fmt: skip
+
+
+import arcompile.ops  # noqa: E402, F401  the table fills itself

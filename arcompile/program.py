@@ -22,6 +22,7 @@ Accept = Literal["all", "prefix", "confident"]
 # one), b images, N positions.
 BUILTIN: dict[str, str] = {
     "image": "i64[r]",  # the image each row belongs to
+    "row": "i64[b]",  # the row of each image
     "is_null": "bool[r]",  # is this row the unconditional twin?
     "null_row": "i64[b]",  # the row of each image's twin (its own row when it has none)
     "past": "i32[r]",  # cache slots filled

@@ -97,7 +97,7 @@ class _Walk:
 
     def redirect(self, n: Node) -> Node:
         args = tuple(self.final(a) for a in n.args)
-        return n if args == n.args else Node(n.op, args, n.outs, n.attrs, n.where)
+        return n if args == n.args else Node(n.op, args, n.outs, n.attrs, n.origin)
 
 
 def _unify(g: _Walk, want: Hole, v: Value, bound: dict[str, Any], inner: list[Node]) -> bool:
@@ -142,7 +142,7 @@ def rewrite(g: Graph, rules: Sequence[Rule], by: str = "") -> Graph:
                             hint="run with ARC_DEBUG=3 to see which")  # fmt: skip
         n = walk.redirect(todo.pop())
         walk.made.update({v: n for v in n.outs})
-        b.where = n.where + (f" > {by}" if by and not n.where.endswith(by) else "")
+        b.origin = n.origin + (f" > {by}" if by and not n.origin.endswith(by) else "")
         if (outs := _fire(rules, walk, n, b)) is None:
             continue
         fired = True

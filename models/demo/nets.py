@@ -12,8 +12,14 @@ from torch import Tensor, nn
 # ---------------------------------------------------------------- tokenizer
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(32, channels, eps=1e-6)
+class Norm(nn.GroupNorm):
+    """32 groups, eps 1e-6; in the picture's own type, as mixed types take a slow path on CPU."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(32, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, 32, self.weight.to(x), self.bias.to(x), self.eps)
 
 
 class Res(nn.Module):
@@ -21,8 +27,8 @@ class Res(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.norm2, self.conv2 = _norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
+        self.norm1, self.conv1 = Norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = Norm(c_out), nn.Conv2d(c_out, c_out, 3, padding=1)
         if c_in != c_out:
             self.nin_shortcut = nn.Conv2d(c_in, c_out, 1)
 
@@ -37,7 +43,7 @@ class Attn(nn.Module):
 
     def __init__(self, c: int) -> None:
         super().__init__()
-        self.norm = _norm(c)
+        self.norm = Norm(c)
         self.q, self.k = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
         self.v, self.proj_out = nn.Conv2d(c, c, 1), nn.Conv2d(c, c, 1)
 
@@ -45,7 +51,7 @@ class Attn(nn.Module):
         y = self.norm(x)
         q, k, v = (f(y).flatten(2).mT[:, None] for f in (self.q, self.k, self.v))  # [b, 1, hw, c]
         y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(y[:, 0].mT.reshape(x.shape))
+        return x + self.proj_out(y[:, 0].mT.contiguous().view(x.shape))
 
 
 class Down(nn.Module):
@@ -106,7 +112,7 @@ class Encoder(nn.Module):
         for i in range(last):
             self.conv_blocks[i].downsample = Down(widths[i + 1])
         self.mid = _mid(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = Norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], z, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,7 +135,7 @@ class Decoder(nn.Module):
             Level(widths[i], widths[i + 1], blocks + 1, i == 0) for i in range(len(mult)))
         for i in range(last):
             self.conv_blocks[i].upsample = Up(widths[i + 1])
-        self.norm_out = _norm(widths[-1])
+        self.norm_out = Norm(widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -190,7 +196,8 @@ class VQ(nn.Module):
 
     def picture(self, z: Tensor) -> Tensor:
         """Unit vectors [b, h, w, dim] -> [b, 3, H, W]."""
-        return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2)))
+        # contiguous: group norm is many times slower on a channels-last picture
+        return self.decoder(self.post_quant_conv(z.permute(0, 3, 1, 2).contiguous()))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [b, h, w] -> [b, 3, H, W]."""

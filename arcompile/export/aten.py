@@ -1,0 +1,618 @@
+"""What each torch op means in our ops: one small function each, by its full name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from arcompile import dims
+from arcompile.errors import ArcError
+from arcompile.ir import Builder, Type, Value
+
+Emit = Callable[..., Any]
+ATEN: dict[str, Emit] = {}
+RANK = {"bool": 0, "u8": 1, "i8": 1, "i32": 2, "i64": 3, "f16": 4, "bf16": 4, "f32": 5, "f64": 6}
+
+
+def aten(*names: str) -> Callable[[Emit], Emit]:
+    def declare(fn: Emit) -> Emit:
+        ATEN.update({n if "." in n and n[:4] == "arc." else f"aten.{n}": fn for n in names})
+        return fn
+
+    return declare
+
+
+# --- helpers -------------------------------------------------------------------------------------
+
+
+def scalar(b: Builder, x: Any, like: Value) -> Value:
+    """A Python number as a constant, of the dtype torch would promote it to."""
+    if isinstance(x, Value):
+        return x
+    dtype = like.type.dtype
+    if isinstance(x, float) and dtype[0] in "iub":
+        dtype = "f32"
+    elif dtype == "bool" and not isinstance(x, bool):
+        dtype = "i64"
+    value = x if dtype == "bool" else float(x) if dtype[0] in "fb" else int(x)
+    return b.const(dtype=dtype, value=value)
+
+
+def to(b: Builder, x: Value, dtype: str) -> Value:
+    return x if x.type.dtype == dtype else b.cast(x, dtype=dtype)
+
+
+def pair(b: Builder, x: Any, y: Any) -> tuple[Value, Value]:
+    """Two operands brought to one dtype, as torch promotes."""
+    x, y = (scalar(b, x, y), y) if isinstance(y, Value) else (x, scalar(b, y, x))
+    a, c = x.type.dtype, y.type.dtype
+    best = a if (RANK[a], x.type.rank > 0) >= (RANK[c], y.type.rank > 0) else c
+    if not x.type.rank and RANK[a] // 4 == RANK[c] // 4 and y.type.rank:
+        best = c  # a zero-dim tensor does not widen its category
+    return to(b, x, best), to(b, y, best)
+
+
+def axis(x: Value, a: int) -> int:
+    return a % max(x.type.rank, 1)
+
+
+def reshape(b: Builder, x: Value, shape: Any) -> Value:
+    shape = tuple(shape)
+    return x if shape == x.type.shape else b.reshape(x, shape=shape)
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+for _n in ("exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "silu", "relu", "abs", "sin", "cos",
+           "floor", "erf", "neg", "reciprocal"):  # fmt: skip
+    ATEN[f"aten.{_n}.default"] = lambda b, x, op=_n: b.emit(op, x)[0]
+
+for _n, _op in {"eq": "equal", "lt": "less", "gt": "greater", "le": "less_equal",
+                "ge": "greater_equal"}.items():  # fmt: skip
+    for _v in ("Tensor", "Scalar"):
+        ATEN[f"aten.{_n}.{_v}"] = lambda b, x, y, op=_op: b.emit(op, *pair(b, x, y))[0]
+
+for _n, _op in {"maximum.default": "maximum", "minimum.default": "minimum", "mul.Tensor": "mul",
+                "mul.Scalar": "mul", "remainder.Scalar": "mod",
+                "remainder.Tensor": "mod"}.items():  # fmt: skip
+    ATEN[f"aten.{_n}"] = lambda b, x, y, op=_op: b.emit(op, *pair(b, x, y))[0]
+
+for _n, _op in {"add": "add", "sub": "sub"}.items():
+
+    def _addsub(b: Builder, x: Any, y: Any, alpha: float = 1, op: str = _op) -> Value:
+        if alpha != 1:
+            y = b.mul(*pair(b, y, alpha)) if isinstance(y, Value) else y * alpha
+        return b.emit(op, *pair(b, x, y))[0]
+
+    aten(f"{_n}.Tensor", f"{_n}.Scalar")(_addsub)
+
+
+@aten("rsub.Scalar")
+def rsub(b: Builder, x: Value, y: Any, alpha: float = 1) -> Value:
+    return b.sub(*pair(b, y, x))
+
+
+@aten("ne.Tensor", "ne.Scalar")
+def ne(b: Builder, x: Value, y: Any) -> Value:
+    return getattr(b, "not")(b.equal(*pair(b, x, y)))
+
+
+@aten("div.Tensor", "div.Scalar", "div.Tensor_mode")
+def div(b: Builder, x: Value, y: Any, rounding_mode: str | None = None) -> Value:
+    x, y = pair(b, x, y)
+    if rounding_mode == "floor" and x.type.dtype[0] == "i":
+        return b.div(x, y)
+    if rounding_mode is None and x.type.dtype[0] in "iu":
+        x, y = b.cast(x, dtype="f32"), b.cast(y, dtype="f32")
+    out = b.div(x, y)
+    return b.floor(out) if rounding_mode == "floor" else out
+
+
+@aten("floor_divide.default")
+def floor_divide(b: Builder, x: Value, y: Any) -> Value:
+    return div(b, x, y, "floor")
+
+
+@aten("pow.Tensor_Scalar", "pow.Tensor_Tensor")
+def power(b: Builder, x: Value, y: Any) -> Value:
+    return b.mul(x, x) if y == 2 else b.pow(*pair(b, x, y))
+
+
+@aten("square.default")
+def square(b: Builder, x: Value) -> Value:
+    return b.mul(x, x)
+
+
+@aten("gelu.default")
+def gelu(b: Builder, x: Value, approximate: str = "none") -> Value:
+    return b.gelu(x, approximate=approximate == "tanh")
+
+
+@aten("clamp.default")
+def clamp(b: Builder, x: Value, min: Any = None, max: Any = None) -> Value:
+    return b.clip(x, lo=min, hi=max)
+
+
+@aten("clamp_min.default")
+def clamp_min(b: Builder, x: Value, min: Any) -> Value:
+    return b.clip(x, lo=min)
+
+
+@aten("where.self")
+def where(b: Builder, c: Value, x: Any, y: Any) -> Value:
+    return b.where(c, *pair(b, x, y))
+
+
+@aten("where.ScalarSelf", "where.ScalarOther")
+def where_scalar(b: Builder, c: Value, x: Any, y: Any) -> Value:
+    return b.where(c, *pair(b, x, y))
+
+
+@aten("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(b: Builder, x: Value, mask: Value, value: Any) -> Value:
+    return b.where(mask, scalar(b, value, x), x)
+
+
+@aten("logical_not.default", "bitwise_not.default")
+def logical_not(b: Builder, x: Value) -> Value:
+    return getattr(b, "not")(to(b, x, "bool"))
+
+
+@aten("logical_and.default", "bitwise_and.Tensor", "__and__.Tensor")
+def logical_and(b: Builder, x: Value, y: Value) -> Value:
+    return getattr(b, "and")(x, y)
+
+
+@aten("logical_or.default", "bitwise_or.Tensor", "__or__.Tensor")
+def logical_or(b: Builder, x: Value, y: Value) -> Value:
+    return getattr(b, "or")(x, y)
+
+
+@aten("to.dtype", "_to_copy.default", "to.dtype_layout", "to.device")
+def convert(b: Builder, x: Value, *args: Any, dtype: str | None = None, **_: Any) -> Value:
+    for a in args:
+        dtype = a if isinstance(a, str) and a in RANK else dtype
+    return to(b, x, dtype) if dtype else x
+
+
+@aten("clone.default", "contiguous.default", "detach.default", "alias.default", "dropout.default",
+      "lift_fresh_copy.default", "detach_.default", "native_dropout.default")  # fmt: skip
+def identity(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
+    return x
+
+
+# --- constants -----------------------------------------------------------------------------------
+
+
+def _filled(b: Builder, shape: Any, value: Any, dtype: str) -> Value:
+    return b.full(dtype=dtype, shape=tuple(shape), value=value)
+
+
+@aten("full.default")
+def full(b: Builder, shape: Any, value: Any, dtype: str = "f32", **_: Any) -> Value:
+    return _filled(b, shape, value, dtype)
+
+
+@aten("zeros.default")
+def zeros(b: Builder, shape: Any, dtype: str = "f32", **_: Any) -> Value:
+    return _filled(b, shape, 0, dtype)
+
+
+@aten("ones.default")
+def ones(b: Builder, shape: Any, dtype: str = "f32", **_: Any) -> Value:
+    return _filled(b, shape, 1, dtype)
+
+
+@aten("zeros_like.default")
+def zeros_like(b: Builder, x: Value, **kw: Any) -> Value:
+    return _filled(b, x.type.shape, 0, kw.get("dtype") or x.type.dtype)
+
+
+@aten("ones_like.default")
+def ones_like(b: Builder, x: Value, **kw: Any) -> Value:
+    return _filled(b, x.type.shape, 1, kw.get("dtype") or x.type.dtype)
+
+
+@aten("full_like.default")
+def full_like(b: Builder, x: Value, value: Any, **kw: Any) -> Value:
+    return _filled(b, x.type.shape, value, kw.get("dtype") or x.type.dtype)
+
+
+@aten("arange.default", "arange.start")
+def arange(b: Builder, *args: Any, dtype: str | None = None, **_: Any) -> Value:
+    start, end = (0, args[0]) if len(args) == 1 else args[:2]
+    out = b.arange(dtype=dtype or "i64", shape=(dims.add(end, start, -1),))
+    return out if start == 0 else b.add(out, scalar(b, start, out))
+
+
+# --- shape ---------------------------------------------------------------------------------------
+
+
+@aten("view.default", "reshape.default", "_unsafe_view.default")
+def view(b: Builder, x: Value, shape: Any) -> Value:
+    if -1 in shape:
+        known = dims.product(d for d in shape if d != -1)
+        rest = dims.divide(dims.product(x.type.shape), known)
+        shape = [rest if d == -1 else d for d in shape]
+    return reshape(b, x, shape)
+
+
+@aten("unsqueeze.default")
+def unsqueeze(b: Builder, x: Value, dim: int) -> Value:
+    at = dim % (x.type.rank + 1)
+    return reshape(b, x, (*x.type.shape[:at], 1, *x.type.shape[at:]))
+
+
+@aten("squeeze.dim", "squeeze.dims")
+def squeeze(b: Builder, x: Value, dim: Any) -> Value:
+    gone = {axis(x, d) for d in (dim if isinstance(dim, list) else [dim])}
+    return reshape(b, x, [d for i, d in enumerate(x.type.shape) if i not in gone or d != 1])
+
+
+@aten("flatten.using_ints")
+def flatten(b: Builder, x: Value, start: int = 0, end: int = -1) -> Value:
+    lo, hi = axis(x, start), axis(x, end)
+    middle = dims.product(x.type.shape[lo : hi + 1])
+    return reshape(b, x, (*x.type.shape[:lo], middle, *x.type.shape[hi + 1 :]))
+
+
+@aten("unflatten.int")
+def unflatten(b: Builder, x: Value, dim: int, sizes: Any) -> Value:
+    at = axis(x, dim)
+    return view(b, x, [*x.type.shape[:at], *sizes, *x.type.shape[at + 1 :]])
+
+
+@aten("transpose.int")
+def transpose(b: Builder, x: Value, i: int, j: int) -> Value:
+    perm = list(range(x.type.rank))
+    i, j = axis(x, i), axis(x, j)
+    perm[i], perm[j] = perm[j], perm[i]
+    return b.transpose(x, perm=tuple(perm))
+
+
+@aten("permute.default")
+def permute(b: Builder, x: Value, perm: Any) -> Value:
+    return b.transpose(x, perm=tuple(axis(x, p) for p in perm))
+
+
+@aten("t.default", "numpy_T.default")
+def t(b: Builder, x: Value) -> Value:
+    return b.transpose(x, perm=(1, 0)) if x.type.rank == 2 else x
+
+
+@aten("expand.default")
+def expand(b: Builder, x: Value, shape: Any, implicit: bool = False) -> Value:
+    lead = len(shape) - x.type.rank
+    full_shape = tuple(x.type.shape[i - lead] if d == -1 else d for i, d in enumerate(shape))
+    return x if full_shape == x.type.shape else b.expand(x, shape=full_shape)
+
+
+@aten("repeat.default")
+def repeat(b: Builder, x: Value, times: Any) -> Value:
+    x = reshape(b, x, (*[1] * (len(times) - x.type.rank), *x.type.shape))
+    for i, n in enumerate(times):
+        if n != 1:
+            s = x.type.shape
+            wide = b.expand(reshape(b, x, (*s[:i], 1, *s[i:])), shape=(*s[:i], n, *s[i:]))
+            x = reshape(b, wide, (*s[:i], dims.mul(s[i], n), *s[i + 1 :]))
+    return x
+
+
+@aten("cat.default")
+def cat(b: Builder, xs: Any, dim: int = 0) -> Value:
+    return b.concat(*xs, axis=axis(xs[0], dim))
+
+
+@aten("stack.default")
+def stack(b: Builder, xs: Any, dim: int = 0) -> Value:
+    at = dim % (xs[0].type.rank + 1)
+    return b.concat(*(unsqueeze(b, x, at) for x in xs), axis=at)
+
+
+@aten("slice.Tensor")
+def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = None,
+           step: int = 1) -> Value:  # fmt: skip
+    at, n = axis(x, dim), x.type.shape[axis(x, dim)]
+    start = start or 0
+    if end is None or end == n or (isinstance(end, int) and end >= (1 << 31)):
+        end = None
+    elif isinstance(n, int) and isinstance(end, int) and end >= n:
+        end = None
+    if not isinstance(start, int) or not isinstance(end, int | None):
+        raise ArcError(f"a slice from {start} to {end} is symbolic", hint="use arc::tail")
+    return x if (start, end, step) == (0, None, 1) else b.slice(
+        x, axis=at, start=start, stop=end, step=step)  # fmt: skip
+
+
+@aten("select.int")
+def select(b: Builder, x: Value, dim: int, index: int) -> Value:
+    at = axis(x, dim)
+    one = b.slice(x, axis=at, start=index, stop=None if index == -1 else index + 1)
+    return reshape(b, one, (*x.type.shape[:at], *x.type.shape[at + 1 :]))
+
+
+@aten("split.Tensor")
+def split(b: Builder, x: Value, size: int, dim: int = 0) -> list[Value]:
+    n = x.type.shape[axis(x, dim)]
+    sizes = [min(size, n - i) for i in range(0, n, size)]  # type: ignore[operator,arg-type]
+    return split_sizes(b, x, sizes, dim)
+
+
+@aten("split_with_sizes.default")
+def split_sizes(b: Builder, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
+    return [x] if len(sizes) == 1 else list(b.emit("split", x, axis=axis(x, dim),
+                                                   sizes=tuple(sizes)))  # fmt: skip
+
+
+@aten("chunk.default")
+def chunk(b: Builder, x: Value, count: int, dim: int = 0) -> list[Value]:
+    n = x.type.shape[axis(x, dim)]
+    return split(b, x, -(-n // count), dim)  # type: ignore[operator]
+
+
+@aten("unbind.int")
+def unbind(b: Builder, x: Value, dim: int = 0) -> list[Value]:
+    n = x.type.shape[axis(x, dim)]
+    return [select(b, x, dim, i) for i in range(n)]  # type: ignore[arg-type]
+
+
+@aten("constant_pad_nd.default", "pad.default")
+def pad(b: Builder, x: Value, pads: Any, *rest: Any, value: float = 0.0, **_: Any) -> Value:
+    numbers = [r for r in rest if isinstance(r, int | float)]
+    each = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)]
+    full_pads = [(0, 0)] * (x.type.rank - len(each)) + each[::-1]
+    return b.pad(x, pads=tuple(full_pads), value=float(numbers[0]) if numbers else value or 0.0)
+
+
+# --- indexing ------------------------------------------------------------------------------------
+
+
+@aten("embedding.default")
+def embedding(b: Builder, w: Value, index: Value, *_: Any) -> Value:
+    return b.gather(w, index, axis=0)
+
+
+@aten("index_select.default")
+def index_select(b: Builder, x: Value, dim: int, index: Value) -> Value:
+    return b.gather(x, index, axis=axis(x, dim))
+
+
+@aten("index.Tensor")
+def index(b: Builder, x: Value, indices: Any) -> Value:
+    used = [(i, v) for i, v in enumerate(indices) if v is not None]
+    if len(used) != 1 or used[0][1].type.dtype == "bool":
+        raise ArcError("indexing by several tensors, or by a mask, has no meaning here",
+                       hint="use index_select or gather")  # fmt: skip
+    return b.gather(x, used[0][1], axis=used[0][0])
+
+
+@aten("gather.default")
+def gather(b: Builder, x: Value, dim: int, ind: Value) -> Value:
+    return b.take_along(x, ind, axis=axis(x, dim))
+
+
+@aten("scatter.src")
+def scatter(b: Builder, x: Value, dim: int, ind: Value, src: Value) -> Value:
+    return b.put_along(x, ind, src, axis=axis(x, dim))
+
+
+# --- reductions ----------------------------------------------------------------------------------
+
+
+def _axes(x: Value, dim: Any) -> tuple[int, ...]:
+    if dim is None or dim == []:
+        return tuple(range(x.type.rank))
+    return tuple(axis(x, d) for d in (dim if isinstance(dim, list) else [dim]))
+
+
+for _n, _op in {"sum.dim_IntList": "sum", "mean.dim": "mean", "amax.default": "max",
+                "amin.default": "min", "sum.default": "sum", "mean.default": "mean"}.items():
+
+    def _reduce(b: Builder, x: Value, dim: Any = None, keepdim: bool = False, op: str = _op,
+                dtype: str | None = None) -> Value:  # fmt: skip
+        x = to(b, x, dtype) if dtype else x
+        return b.emit(op, x, axes=_axes(x, dim), keepdims=keepdim)[0]
+
+    aten(_n)(_reduce)
+
+
+@aten("argmax.default")
+def argmax(b: Builder, x: Value, dim: int = -1, keepdim: bool = False) -> Value:
+    out = b.argmax(x, axis=axis(x, dim))
+    return unsqueeze(b, out, axis(x, dim)) if keepdim else out
+
+
+@aten("topk.default")
+def topk(b: Builder, x: Value, k: int, dim: int = -1, *_: Any) -> tuple[Value, Value]:
+    return b.topk(x, k=k, axis=axis(x, dim))
+
+
+@aten("cumsum.default")
+def cumsum(b: Builder, x: Value, dim: int, **_: Any) -> Value:
+    return b.cumsum(x, axis=axis(x, dim))
+
+
+@aten("softmax.int", "_softmax.default")
+def softmax(b: Builder, x: Value, dim: int, *rest: Any, **_: Any) -> Value:
+    x = to(b, x, next((r for r in rest if isinstance(r, str)), x.type.dtype))
+    return b.softmax(x, axis=axis(x, dim))
+
+
+@aten("log_softmax.int")
+def log_softmax(b: Builder, x: Value, dim: int, *_: Any) -> Value:
+    return b.log(b.softmax(x, axis=axis(x, dim)))
+
+
+@aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")
+def vector_norm(b: Builder, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False,
+                **_: Any) -> Value:  # fmt: skip
+    if ord not in (2, None):
+        raise ArcError(f"a norm of order {ord} has no meaning here", hint="use order 2")
+    return b.sqrt(b.sum(b.mul(x, x), axes=_axes(x, dim), keepdims=keepdim))
+
+
+@aten("var.correction")
+def var(b: Builder, x: Value, dim: Any = None, correction: Any = 1,
+        keepdim: bool = False) -> Value:  # fmt: skip
+    axes = _axes(x, dim)
+    n = dims.product(x.type.shape[a] for a in axes)
+    d = b.sub(x, b.mean(x, axes=axes, keepdims=True))
+    total = b.sum(b.mul(d, d), axes=axes, keepdims=keepdim)
+    return b.div(total, scalar(b, float(n - (correction or 0)), x))  # type: ignore[operator]
+
+
+# --- linear algebra and nets ---------------------------------------------------------------------
+
+
+@aten("matmul.default", "mm.default", "bmm.default")
+def matmul(b: Builder, x: Value, w: Value) -> Value:
+    if x.type.rank == 1 or w.type.rank == 1:
+        raise ArcError(f"matmul of {x.type} by {w.type} has no meaning here",
+                       hint="unsqueeze the vector")  # fmt: skip
+    return b.matmul(x, w)
+
+
+@aten("linear.default")
+def linear(b: Builder, x: Value, w: Value, bias: Value | None = None) -> Value:
+    lead = x.type.rank == 1
+    x = unsqueeze(b, x, 0) if lead else x
+    out = b.matmul(x, b.transpose(w, perm=(1, 0)))
+    out = b.add(out, bias) if bias else out
+    return reshape(b, out, out.type.shape[1:]) if lead else out
+
+
+@aten("addmm.default")
+def addmm(b: Builder, bias: Value, x: Value, w: Value) -> Value:
+    return b.add(b.matmul(x, w), bias)
+
+
+@aten("conv2d.default")
+def conv2d(b: Builder, x: Value, w: Value, bias: Value | None = None, stride: Any = (1, 1),
+           padding: Any = (0, 0), dilation: Any = (1, 1), groups: int = 1) -> Value:  # fmt: skip
+    if len(set(stride)) > 1 or set(dilation) != {1}:
+        raise ArcError(f"conv2d with stride {stride}, dilation {dilation} has no meaning here",
+                       hint="use one stride and no dilation")  # fmt: skip
+    more = (bias,) if bias else ()
+    pads = (padding[0], padding[-1]) * 2
+    return b.conv2d(x, w, *more, stride=stride[0], pads=pads, groups=groups)
+
+
+@aten("conv2d.padding")
+def conv2d_same(b: Builder, x: Value, w: Value, bias: Value | None = None, stride: Any = (1, 1),
+                padding: str = "valid", dilation: Any = (1, 1), groups: int = 1) -> Value:
+    kh, kw = w.type.shape[2:]
+    pad = (0, 0) if padding == "valid" else ((kh - 1) // 2, (kw - 1) // 2)  # type: ignore
+    return conv2d(b, x, w, bias, stride, pad, dilation, groups)
+
+
+@aten("layer_norm.default")
+def layer_norm(b: Builder, x: Value, shape: Any, w: Value | None = None, bias: Value | None = None,
+               eps: float = 1e-5, *_: Any) -> Value:  # fmt: skip
+    if len(shape) != 1:
+        raise ArcError(f"layer_norm over {shape} has no meaning here", hint="use the last axis")
+    return b.layer_norm(x, *(v for v in (w, bias) if v), eps=eps)
+
+
+@aten("rms_norm.default")
+def rms_norm(b: Builder, x: Value, shape: Any, w: Value | None = None,
+             eps: float | None = None) -> Value:  # fmt: skip
+    return b.rms_norm(x, *([w] if w else []), eps=eps or 1.1920929e-07)
+
+
+@aten("group_norm.default")
+def group_norm(b: Builder, x: Value, groups: int, w: Value | None = None,
+               bias: Value | None = None, eps: float = 1e-5, *_: Any) -> Value:  # fmt: skip
+    if w is None or bias is None:
+        c = x.type.shape[1]
+        w = b.full(dtype=x.type.dtype, shape=(c,), value=1.0)
+        bias = b.full(dtype=x.type.dtype, shape=(c,), value=0.0)
+    return b.group_norm(x, w, bias, groups=groups, eps=eps)
+
+
+@aten("upsample_nearest2d.vec")
+def upsample(b: Builder, x: Value, size: Any = None, factors: Any = None) -> Value:
+    if size is not None:
+        factors = [dims.divide(s, d) for s, d in zip(size, x.type.shape[2:], strict=True)]
+    if not factors or None in factors or factors[0] != factors[1] or factors[0] % 1:
+        raise ArcError(f"nearest resize of {x.type} to {size or factors} has no meaning here",
+                       hint="use one whole factor")  # fmt: skip
+    return b.upsample(x, factor=int(factors[0]))
+
+
+@aten("upsample_bicubic2d.vec", "upsample_bilinear2d.vec")
+def upsample_smooth(b: Builder, x: Value, size: Any, align: bool, *_: Any) -> Value:
+    raise ArcError("smooth interpolation has no meaning here", hint="use arc::resize")
+
+
+@aten("scaled_dot_product_attention.default")
+def sdpa(b: Builder, q: Value, k: Value, v: Value, attn_mask: Value | None = None,
+         dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
+         enable_gqa: bool = False, **_: Any) -> Value:  # fmt: skip
+    """q [..,h,s,e]: flattened to rows, attended, and put back."""
+    *lead, h, s, e = q.type.shape
+    g = k.type.shape[-3]
+    r = dims.product(lead)
+
+    def flat(x: Value) -> Value:
+        n, t_, w = x.type.shape[-3:]
+        y = b.transpose(reshape(b, x, (r, n, t_, w)), perm=(0, 2, 1, 3))
+        return reshape(b, y, (r, t_, dims.mul(n, w)))
+
+    more: list[Value] = []
+    if attn_mask is not None:
+        if attn_mask.type.dtype == "bool":
+            zero = b.const(dtype=q.type.dtype, value=0.0)
+            attn_mask = b.where(attn_mask, zero, b.const(dtype=q.type.dtype, value=-1e30))
+        shape = attn_mask.type.shape
+        more = [reshape(b, attn_mask, (*[1] * (4 - len(shape)), *shape[-4:]))]
+    if is_causal and s != k.type.shape[-2]:
+        raise ArcError("a causal mask over unequal lengths has no meaning here",
+                       hint="give the mask, or use arc::attention with past")  # fmt: skip
+    out = b.attention(flat(q), flat(k), flat(v), *more, heads=h, kv_heads=g,
+                      scale=scale if scale is not None else 1 / math.sqrt(e),  # type: ignore
+                      mask="causal" if is_causal else "full",
+                      extra=("bias",) if more else ())  # fmt: skip
+    back = b.transpose(reshape(b, out, (r, s, h, v.type.shape[-1])), perm=(0, 2, 1, 3))
+    return reshape(b, back, (*lead, h, s, v.type.shape[-1]))
+
+
+# --- our own ops ---------------------------------------------------------------------------------
+
+
+@aten("arc.rope.default")
+def rope(b: Builder, x: Value, cos: Value, sin: Value, at: Value, heads: int,
+         interleaved: bool) -> Value:  # fmt: skip
+    return b.rope(x, cos, sin, at, heads=heads, interleaved=interleaved)
+
+
+@aten("arc.cache_append.default")
+def cache_append(b: Builder, cache: Value, new: Value, past: Value) -> Value:
+    return b.cache_append(cache, new, past)
+
+
+@aten("arc.attention.default")
+def attention(b: Builder, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float,
+              mask: str, past: Value | None = None, keep: Value | None = None,
+              bias: Value | None = None) -> Value:  # fmt: skip
+    given = {n: x for n, x in (("past", past), ("keep", keep), ("bias", bias)) if x is not None}
+    return b.attention(q, k, v, *given.values(), heads=heads, kv_heads=kv_heads, scale=scale,
+                       mask=mask, extra=tuple(given))  # fmt: skip
+
+
+@aten("arc.tail.default")
+def tail(b: Builder, x: Value, like: Value) -> Value:
+    return b.tail(x, like, axis=1)
+
+
+@aten("arc.resize.default")
+def resize(b: Builder, x: Value, height: int, width: int, mode: str) -> Value:
+    return b.resize(x, size=(height, width), mode=mode)
+
+
+@aten("arc.l2_norm.default")
+def l2_norm(b: Builder, x: Value, dim: int, eps: float = 1e-12) -> Value:
+    return b.l2_norm(x, axis=axis(x, dim), eps=eps)
+
+
+__all__ = ["ATEN", "Type"]

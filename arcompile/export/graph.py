@@ -1,0 +1,204 @@
+"""Walk an exported torch program and emit our ops, checking every shape against torch's own."""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export.graph_signature import InputKind
+from torch.fx import Node as FxNode
+
+from arcompile import dims
+from arcompile.dims import Dim
+from arcompile.errors import ArcError, IRError
+from arcompile.export.aten import ATEN
+from arcompile.ir import Builder, Graph, Type, Value, dce, verify
+
+DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
+          torch.float64: "f64", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8",
+          torch.uint8: "u8", torch.bool: "bool"}  # fmt: skip
+TORCH = {v: k for k, v in DTYPES.items()}
+EXAMPLES = (6, 3, 5, 7, 11, 13)  # example sizes of symbolic dims: distinct, never 0 or 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One graph to export: its name, a method of the module, and its inputs as IR types.
+
+    The method takes the inputs by name and returns a dict of tensors.
+    """
+
+    name: str
+    method: Callable[..., Mapping[str, Any]]
+    inputs: Mapping[str, str]
+
+
+class _Method(torch.nn.Module):
+    """A module whose forward is one method of `owner`, over a dict of inputs."""
+
+    def __init__(self, owner: torch.nn.Module, method: Callable[..., Any]):
+        super().__init__()
+        self.owner = owner
+        self._method = method
+
+    def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return dict(self._method(**inputs))
+
+
+def call(module: torch.nn.Module, entry: Entry) -> Graph:
+    """Export one entry of one of our model modules. Raises ArcError."""
+    return export(_Method(module, entry.method), entry.inputs, name=entry.name, strip="owner.")
+
+
+def export(module: torch.nn.Module, inputs: Mapping[str, str], *, name: str = "step",
+           strip: str = "") -> Graph:  # fmt: skip
+    """The graph of `module(inputs: dict) -> dict`, or of `module(*inputs)` -> tensor(s).
+
+    inputs: name -> IR type such as "f32[b,3,h,w]"; symbolic sizes stay symbolic. Weights are named
+    as in the state dict. Raises ArcError naming every unknown op and the module it came from.
+    """
+    types = {k: Type.parse(t) for k, t in inputs.items()}
+    by_dict = isinstance(module, _Method)
+    program = _trace(module, types, by_dict)
+    g = _Reader(name, program, types, strip).read()
+    verify(g)
+    return dce(g)
+
+
+def _trace(module: torch.nn.Module, types: Mapping[str, Type], by_dict: bool) -> Any:
+    symbols = sorted({s for t in types.values() for d in t.shape for s in dims.symbols(d)})
+    if len(symbols) > len(EXAMPLES):
+        raise ArcError(f"{len(symbols)} symbolic sizes; at most {len(EXAMPLES)} are supported")
+    sizes = dict(zip(symbols, EXAMPLES, strict=False))
+    dim = {s: torch.export.Dim(s, min=1, max=1 << 20) for s in symbols}
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    made = {k: torch.zeros([dims.value(d, sizes) for d in t.shape], dtype=TORCH[t.dtype],
+                           device=device) for k, t in types.items()}  # fmt: skip
+    dynamic = {
+        k: {i: dim[d] for i, d in enumerate(t.shape) if isinstance(d, str)}
+        for k, t in types.items()
+    }
+    args, shapes = ((), {"inputs": dynamic}) if by_dict else (tuple(made.values()), None)
+    with warnings.catch_warnings(), torch.no_grad(), device:
+        warnings.simplefilter("ignore")
+        try:
+            found = torch.export.export(
+                module.eval(), args, {"inputs": made} if by_dict else None,
+                dynamic_shapes=shapes if by_dict else tuple(dynamic.values()),
+            )  # fmt: skip
+            return found.run_decompositions({})
+        except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as e:
+            first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise ArcError(f"torch.export cannot trace {type(module).__name__}: {first}",
+                           hint="avoid data-dependent Python control flow") from e  # fmt: skip
+
+
+class _Reader:
+    def __init__(self, name: str, program: Any, types: Mapping[str, Type], strip: str):
+        self.b, self.program, self.strip = Builder(name), program, strip
+        self.types = types
+        self.env: dict[str, Any] = {}
+        self.rename: dict[str, str] = {}
+        self.unknown: list[tuple[str, str]] = []  # op, module path
+        self.lost: set[str] = set()  # nodes that depend on an unknown op
+
+    def read(self) -> Graph:
+        spec = {s.arg.name: s for s in self.program.graph_signature.input_specs}
+        names = iter(self.types.items())
+        outputs: list[Any] = []
+        for n in self.program.graph.nodes:
+            if n.op == "placeholder":
+                self._placeholder(n, spec[n.name], names)
+            elif n.op == "call_function":
+                self._call(n)
+            elif n.op == "output":
+                outputs = list(n.args[0])
+        if self.unknown:
+            ops = sorted({op for op, _ in self.unknown})
+            raise ArcError(
+                f"{len(ops)} torch ops have no meaning here: {', '.join(ops)}",
+                hint="write them with supported ops, or add a function to arcompile/export/aten.py",
+                details="\n".join(f"{op} in {where}" for op, where in self.unknown),
+            )
+        keys = self._result_names(len(outputs))
+        return self.b.graph(**{k: self.env[o.name] for k, o in zip(keys, outputs, strict=True)})
+
+    def _result_names(self, count: int) -> list[str]:
+        spec = self.program.call_spec.out_spec
+        if spec.type is dict:
+            return [str(k) for k in spec.context]
+        return [f"out{i}" if count > 1 else "out" for i in range(count)]
+
+    def _placeholder(self, n: FxNode, spec: Any, names: Any) -> None:
+        shape = n.meta["val"].shape
+        dtype = DTYPES[n.meta["val"].dtype]
+        if spec.kind is InputKind.USER_INPUT:
+            name, t = next(names)
+            for d, s in zip(t.shape, shape, strict=True):
+                if isinstance(d, str) and isinstance(s, torch.SymInt):
+                    self.rename[str(s.node.expr)] = d
+            self.env[n.name] = self.b.param(name, t)
+        else:
+            key = str(spec.target).removeprefix(self.strip)
+            self.env[n.name] = self.b.weight(key, Type(dtype, tuple(int(s) for s in shape)))
+
+    def _dim(self, s: Any) -> Dim:
+        if isinstance(s, int):
+            return s
+        text = re.sub(r"[A-Za-z_]\w*", lambda m: self.rename.get(m[0], m[0]), str(s.node.expr))
+        try:
+            return dims.parse_dim(text.replace(" ", ""))
+        except IRError:
+            raise ArcError(f"the size {text} is not a sum of products of the input sizes",
+                           hint="make that size static") from None  # fmt: skip
+
+    def _arg(self, a: Any) -> Any:
+        if isinstance(a, FxNode):
+            val = a.meta.get("val")
+            if isinstance(val, int | torch.SymInt):
+                return self._dim(val)
+            return self.env.get(a.name)
+        if isinstance(a, torch.dtype):
+            return DTYPES.get(a, str(a))
+        return [self._arg(x) for x in a] if isinstance(a, list | tuple) else a
+
+    def _call(self, n: FxNode) -> None:
+        val = n.meta.get("val")
+        if isinstance(val, int | float | bool | torch.SymInt) or "sym_" in str(n.target):
+            return
+        if n.target is operator.getitem:
+            self.env[n.name] = self.env[n.args[0].name][n.args[1]]
+            return
+        op = str(n.target)
+        if "assert" in op or "sym_constrain" in op:
+            return
+        stack = list((n.meta.get("nn_module_stack") or {}).values())
+        where = (stack[-1][0] if stack else "").removeprefix(self.strip.rstrip(".")).strip(".")
+        self.b.origin = where or "(top)"
+        if any(a.name in self.lost for a in n.all_input_nodes):
+            self.lost.add(n.name)
+            return
+        fn = ATEN.get(op)
+        if fn is None:
+            self.lost.add(n.name)
+            self.unknown.append((op.removesuffix(".default"), self.b.origin))
+            return
+        args = [self._arg(a) for a in n.args]
+        kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
+        out = fn(self.b, *args, **kwargs)
+        self.env[n.name] = self._checked(n, out, op)
+
+    def _checked(self, n: FxNode, out: Any, op: str) -> Any:
+        """Our type rule and torch's must agree on every shape."""
+        val = n.meta.get("val")
+        if isinstance(out, Value) and isinstance(val, torch.Tensor):
+            want = Type(DTYPES[val.dtype], tuple(self._dim(s) for s in val.shape))
+            if out.type != want:
+                raise ArcError(f"{op} at {self.b.origin}: torch says {want}, we infer {out.type}",
+                               hint="this is a bug in arcompile/export/aten")  # fmt: skip
+        return out

@@ -1,0 +1,101 @@
+"""What a model family is: a file in models/ with one decorated class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from arcompile.checkpoint import Weights as Tensors
+from arcompile.errors import ArcError, did_you_mean
+from arcompile.program import Program
+from arcompile.registry import Registry
+from arcompile.weights import Weights
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a build starts from: the transformer's tensors and, if given, the image decoder's.
+
+    `names` are the two file names (published sizes are told by them), `metadata` the string pairs
+    that a safetensors header carries.
+    """
+
+    tensors: Tensors
+    decoder: Tensors | None = None
+    names: tuple[str, str] = ("", "")
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A family's model of one checkpoint, ready to export.
+
+    module: a torch module on the meta device. entries: the graphs to export from it. program: the
+    loop, without graphs. weights: `@name` -> array for every parameter and buffer of the module.
+    """
+
+    module: Any
+    entries: Sequence[Any]
+    program: Program
+    weights: Weights
+    info: Mapping[str, Any] = field(default_factory=dict)  # sizes, for people
+    labels: Sequence[str] = ()
+    defaults: Mapping[str, float] = field(default_factory=dict)  # guidance, temperature, top_k, ..
+
+
+class Family:
+    """Subclass, decorate with @family("name"), and implement `claims` and `model`.
+
+    options: name -> what it means, for what tensors cannot show. containers: where in a checkpoint
+    file the weights may be, in the order to look.
+    """
+
+    name: ClassVar[str] = ""
+    order: ClassVar[str] = ""
+    licence: ClassVar[str] = ""
+    verified: ClassVar[str] = ""
+    sizes: ClassVar[Mapping[str, Any]] = {}
+    options: ClassVar[Mapping[str, str]] = {}
+    containers: ClassVar[Sequence[str]] = ("", "model", "module", "state_dict")
+    decoder_containers: ClassVar[Sequence[str]] = ("", "model", "state_dict")
+
+    def claims(self, t: Tensors) -> bool:
+        """Are these this family's transformer weights? By key names and shapes alone."""
+        raise NotImplementedError
+
+    def model(self, source: Source, options: Options) -> Model:
+        """Raises ArcError for missing or misshapen tensors and impossible options."""
+        raise NotImplementedError
+
+    def check_options(self, options: Options) -> None:
+        for key in options:
+            if key not in self.options:
+                raise ArcError(f"family {self.name} has no option {key!r}",
+                               hint=did_you_mean(key, self.options))  # fmt: skip
+
+
+FAMILIES: Registry[Family] = Registry("family", "arcompile.models")
+
+
+def family(name: str) -> Callable[[type[Family]], type[Family]]:
+    """Declare a model family: one file, this decorator, nothing else."""
+
+    def declare(cls: type[Family]) -> type[Family]:
+        cls.name = name
+        FAMILIES.add(name, cls())
+        return cls
+
+    return declare
+
+
+def positive(options: Options, key: str, default: int | None, what: str) -> int:
+    """An integer option above zero, or a clear error that says how to give it."""
+    value = options.get(key, default)
+    if value is None:
+        raise ArcError(f"{what} cannot be told from the tensors", hint=f"give --option {key}=N")
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ArcError(f"option {key} must be a positive integer, got {value!r}")
+    return value

@@ -1,0 +1,25 @@
+"""The sampling chain as a graph: guidance, temperature, top-k, top-p, draw."""
+
+from __future__ import annotations
+
+from arcompile.ir import Builder, Graph
+
+
+def sample_graph(vocabulary: int, name: str = "sample") -> Graph:
+    """logits f32[r,c,V] -> token i64[b,c]; every other input is one the runtime provides.
+
+    Guidance is c + (scale - 1)(c - u), which is the usual u + scale (c - u) and exactly c where
+    the scale is 1. An image without an unconditional row has its own row as `null_row`.
+    """
+    b = Builder(name)
+    logits = b.param("logits", f"f32[r,c,{vocabulary}]")
+    row, null_row = b.param("row", "i64[b]"), b.param("null_row", "i64[b]")
+    scale = b.param("scale", "f32[b]")
+    temperature = b.param("temperature", "f32[b]")
+    top_k, top_p = b.param("top_k", "i64[b]"), b.param("top_p", "f32[b]")
+    most, noise = b.param("most", "i64[1]"), b.param("noise", "f32[b,c,2]")
+    cond, null = b.gather(logits, row, axis=0), b.gather(logits, null_row, axis=0)
+    extra = b.reshape(b.sub(scale, b.const(dtype="f32", value=1.0)), shape=("b", 1, 1))
+    guided = b.add(cond, b.mul(extra, b.sub(cond, null)))
+    law = b.filter_logits(guided, temperature, top_k, top_p, most)
+    return b.graph(token=b.draw(law, noise, temperature))
