@@ -1,0 +1,221 @@
+"""The decode loop: interprets a Program over a target's sessions. It knows no family by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from arcompile import dims
+from arcompile.errors import ArcError
+from arcompile.ir import Type
+from arcompile.ops.tensor import NUMPY
+from arcompile.program import Call, Program, Step
+from arcompile.runtime import rng
+
+Array = np.ndarray[Any, Any]
+Env = dict[str, Any]  # name -> numpy array, or a target's own handle
+
+
+class Runner(Protocol):
+    """One target's sessions for one run: private buffers over shared, read-only models."""
+
+    def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
+        """A zeroed tensor to be carried."""
+
+    def run(self, graph: str, env: Env) -> Env:
+        """Run a graph on `env`; results by name. A result named as an input replaces it."""
+
+    def numpy(self, value: Any) -> Array:
+        """The value as an array of its own."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to draw, one entry per image (b of them); see Engine.generate for the meanings."""
+
+    inputs: Mapping[str, Array]
+    seeds: Array  # uint64 [b]
+    copies: Array  # which copy of its condition each image is, i64 [b]
+    guidance: Array  # f64 [b]
+    temperature: Array  # f32 [b]
+    top_k: Array  # i64 [b]
+    top_p: Array  # f32 [b]
+    interval: int = -1  # guidance only up to this many steps after the first; -1: always
+    given: Mapping[str, Array] = field(default_factory=dict)  # noise that replaces draws, by name
+    forced: Array | None = None  # tokens to commit instead of the sampled ones, i64 [b,N]
+
+    @property
+    def images(self) -> int:
+        return len(self.seeds)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What on_step sees after each step: tokens committed so far (-1 elsewhere)."""
+
+    step: int
+    steps: int
+    tokens: Array
+
+
+@dataclass
+class Result:
+    tokens: Array
+    env: Env
+    logits: list[tuple[Array, Array]]
+    timings: dict[str, Any]
+
+
+OnStep = Callable[[Progress], Any]
+
+
+class Loop:
+    """One run of a program. Rows 0..b-1 are the images, then the unconditional twins."""
+
+    def __init__(self, program: Program, runner: Runner, request: Request, vocabulary: int = 0):
+        self.p, self.runner, self.q = program, runner, request
+        b = request.images
+        self.scales = self._scales()
+        guided = np.flatnonzero((self.scales != 1).any(0))
+        null = np.arange(b)
+        null[guided] = b + np.arange(len(guided))
+        image = np.concatenate((np.arange(b), guided))
+        r = len(image)
+        self.sizes = {"b": b, "r": r, "N": program.positions}
+        self.tokens = np.full((b, program.positions), -1, np.int64)
+        self.past = np.zeros(r, np.int32)
+        self.env: Env = {
+            **request.inputs, "image": image, "row": np.arange(b), "null_row": null,
+            "is_null": np.arange(r) >= b, "past": self.past, "tokens": self.tokens,
+            "temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p,
+            "most": np.array([_most(request, vocabulary)], np.int64),
+            "scale": np.ones(b, np.float32),
+        }  # fmt: skip
+        self.logits: list[tuple[Array, Array]] = []
+        self.keep_logits = False
+
+    def _scales(self) -> Array:
+        """Guidance of each step and image, [steps, b]. Below 1 there is none, as upstream."""
+        guide = np.array([s.guide for s in self.p.steps]).reshape(-1, 2)
+        scales = np.maximum(guide[:, :1] + guide[:, 1:] * self.q.guidance, 1.0)
+        if self.q.interval >= 0:
+            scales[self.q.interval + 2 :] = 1.0
+        return scales.astype(np.float32)
+
+    def run(self, on_step: OnStep | None = None, finish: bool = True) -> Result:
+        """Raises ArcError; leaves nothing behind."""
+        clock, spent = time.perf_counter, []
+        start = clock()
+        for name, t in self.p.state:
+            self.env[name] = self.runner.state(name, t, self.sizes)
+        self._draw("start", np.arange(self.p.positions))
+        for call in self.p.prompt:
+            self._call(call, None)
+        ready = clock()
+        for i, step in enumerate(self.p.steps):
+            before = clock()
+            self._step(i, step)
+            spent.append(clock() - before)
+            if on_step is not None:
+                on_step(Progress(i + 1, len(self.p.steps), self.tokens))
+        done = clock()
+        for call in self.p.finish if finish else ():
+            self._call(call, None)
+        end = clock()
+        timings = {"prompt": ready - start, "steps": spent, "loop": done - ready,
+                   "finish": end - done, "total": end - start}  # fmt: skip
+        return Result(self.tokens, self.env, self.logits, timings)
+
+    def _step(self, i: int, step: Step) -> None:
+        self.env["scale"] = self.scales[i]
+        for name, value in step.set:
+            self.env[name] = np.asarray(value, np.float32 if _is_float(value) else np.int64)
+        where = np.array(step.commit, np.int64)
+        self._draw("step", where)
+        for call in step.calls:
+            self._call(call, where)
+        self.past += step.append
+
+    def _draw(self, when: str, where: Array, turn: int = 0) -> None:
+        for index, d in enumerate(self.p.draws):
+            if d.when != when:
+                continue
+            if d.name in self.q.given:
+                self.env[d.name] = self._given(d.name, when, where)
+            else:
+                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where, turn)
+
+    def _given(self, name: str, when: str, where: Array) -> Array:
+        """What the user gave instead of a draw: whole, or the rows of these positions."""
+        whole = self.q.given[name]
+        return whole if when == "start" else np.ascontiguousarray(whole[:, where])
+
+    def _call(self, call: Call, where: Array | None) -> None:
+        if call.loop:
+            columns = self.p.tables[call.loop]
+            for turn in range(len(next(iter(columns.values())))):
+                for name, values in columns.items():
+                    self.env[name] = _scalar(values[turn])
+                self._draw("loop", where if where is not None else np.arange(0), turn)
+                self._run(call.graph, where)
+        elif call.each:
+            self._each(call.graph)
+        else:
+            self._run(call.graph, where)
+
+    def _run(self, graph: str, where: Array | None) -> None:
+        out = self.runner.run(graph, self.env)
+        self.env.update(out)
+        if where is not None and self.keep_logits and "logits" in out:
+            rows = self.runner.numpy(out["logits"])
+            self.logits.append((rows[self.env["row"]], rows[self.env["null_row"]]))
+        if where is not None and "token" in out:
+            self._commit(where, out["token"])
+
+    def _commit(self, where: Array, token: Any) -> None:
+        if self.q.forced is not None:
+            self.tokens[:, where] = self.q.forced[:, where]
+            self.env["token"] = np.ascontiguousarray(self.tokens[:, where])
+        else:
+            self.tokens[:, where] = self.runner.numpy(token)
+
+    def _each(self, graph: str) -> None:
+        """Image by image: bounded memory, and pixels that cannot depend on the batch."""
+        want = {n for n in self.runner.inputs(graph)}  # type: ignore[attr-defined]
+        made: dict[str, list[Array]] = {}
+        for i in range(self.q.images):
+            one = {k: self._one(self.env[k], i) for k in want}
+            for name, value in self.runner.run(graph, one).items():
+                made.setdefault(name, []).append(self.runner.numpy(value))
+        self.env.update({k: np.concatenate(v) for k, v in made.items()})
+
+    def _one(self, value: Any, i: int) -> Array:
+        whole = value if isinstance(value, np.ndarray) else self.runner.numpy(value)
+        return whole[i : i + 1] if whole.ndim and len(whole) == self.q.images else whole
+
+
+def _is_float(value: Any) -> bool:
+    while isinstance(value, tuple):
+        value = value[0] if value else 0.0
+    return isinstance(value, float)
+
+
+def _scalar(value: Any) -> Array:
+    return np.asarray(value, np.float32 if _is_float(value) else np.int64)
+
+
+def _most(q: Request, vocabulary: int) -> int:
+    """How many sorted logits the filters need: see filter_logits."""
+    need = np.where(q.top_k > 0, q.top_k, np.where(q.top_p < 1, vocabulary, 1))
+    return int(np.minimum(need, max(vocabulary, 1)).max(initial=1))
+
+
+def zeros(t: Type, sizes: Mapping[str, int]) -> Array:
+    shape = [dims.value(d, sizes) for d in t.shape]
+    if any(n < 0 for n in shape):
+        raise ArcError(f"state {t} has a negative size for {dict(sizes)}")
+    return np.zeros(shape, NUMPY[t.dtype])

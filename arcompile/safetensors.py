@@ -1,0 +1,74 @@
+"""Write and map safetensors files: 8-byte header length, JSON header, then the tensors.
+
+Format: https://github.com/huggingface/safetensors. Tensors are written one at a time, so a file
+of any size needs the memory of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcompile.errors import ArcError
+from arcompile.ir import Type
+
+NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "i64": "I64", "i32": "I32",
+         "i8": "I8", "u8": "U8", "bool": "BOOL"}  # fmt: skip
+DTYPES = {v: k for k, v in NAMES.items()}
+ALIGN = 4096  # the data starts at a page, so that a runtime can map it
+
+
+def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header with its length, and name -> (offset in the file, bytes)."""
+    spans, at = {}, 0
+    for name, t in types.items():
+        spans[name] = (at, t.nbytes())
+        at += t.nbytes()
+    header = {name: {"dtype": NAMES[types[name].dtype], "shape": list(types[name].shape),
+                     "data_offsets": [a, a + n]} for name, (a, n) in spans.items()}  # fmt: skip
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-(len(raw) + 8) % ALIGN)
+    head = len(raw).to_bytes(8, "little") + raw
+    return head, {name: (len(head) + a, n) for name, (a, n) in spans.items()}
+
+
+def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
+          progress: Callable[[float], None] = lambda f: None) -> str:  # fmt: skip
+    """Write the tensors in order; returns the file's sha256."""
+    head, spans = layout(types)
+    total, seen = max(1, sum(n for _, n in spans.values())), 0
+    digest = hashlib.sha256(head)
+    with path.open("wb") as f:
+        f.write(head)
+        for name, t in types.items():
+            data = np.ascontiguousarray(load(name))
+            if data.shape != t.shape or data.nbytes != t.nbytes():
+                raise ArcError(f"weight {name} is {data.dtype}{list(data.shape)}, expected {t}")
+            raw = memoryview(data.reshape(-1).view(np.uint8))
+            digest.update(raw)
+            f.write(raw)
+            progress((seen := seen + t.nbytes()) / total)
+    return digest.hexdigest()
+
+
+def mapped(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """name -> read-only array on the mapped file (bf16 as uint16). The file must be trusted."""
+    from arcompile.ops.tensor import NUMPY
+
+    with path.open("rb") as f:
+        n = int.from_bytes(f.read(8), "little")
+        header = json.loads(f.read(n))
+    raw = np.memmap(path, np.uint8, "r", offset=8 + n) if path.stat().st_size > 8 + n else None
+    found = {}
+    for name in header if names is None else names:
+        entry = header[name]
+        lo, hi = entry["data_offsets"]
+        dtype = np.uint16 if entry["dtype"] == "BF16" else NUMPY[DTYPES[entry["dtype"]]]
+        data = raw[lo:hi].view(dtype) if hi > lo and raw is not None else np.zeros(0, dtype)
+        found[name] = data.reshape(entry["shape"])
+    return found

@@ -1,0 +1,53 @@
+"""What a target is: a file in arcompile/targets/ with one decorated class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from arcompile.program import Program
+from arcompile.registry import Registry
+from arcompile.weights import Store
+
+
+class Target:
+    """Subclass, decorate with @target("name"), and implement `lower` and `open`.
+
+    passes: the default pipeline, in order, visible here and nowhere else. dtypes: what it takes.
+    """
+
+    name: ClassVar[str] = ""
+    passes: ClassVar[str] = ""
+    dtypes: ClassVar[tuple[str, ...]] = ("f32",)
+    needs: ClassVar[tuple[str, ...]] = ()  # packages, for `doctor`
+
+    def lower(self, program: Program, store: Store, folder: Path,
+              progress: Callable[[str, float], None]) -> None:  # fmt: skip
+        """Write the program's graphs and weights into `folder`. Raises ArcError."""
+        raise NotImplementedError
+
+    def open(self, program: Program, folder: Path, threads: int) -> Any:
+        """Models ready to run: an object with `runner()` and `vocabulary`. Raises ArcError."""
+        raise NotImplementedError
+
+    def available(self) -> str:
+        """"" when this machine can run it, else the reason it cannot."""
+        return ""
+
+
+TARGETS: Registry[Target] = Registry("target", "arcompile.targets")
+
+
+def target(name: str) -> Callable[[type[Target]], type[Target]]:
+    def declare(cls: type[Target]) -> type[Target]:
+        made = cls()
+        made.name = name  # type: ignore[misc]
+        TARGETS.add(name, made)
+        return cls
+
+    return declare
+
+
+Progress = Callable[[str, float], None]
+

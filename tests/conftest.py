@@ -1,0 +1,48 @@
+"""Goldens: `assert str(x) == golden`; refresh with `pytest --accept`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+MAX_LINES = 60  # longer goldens are not read by anybody
+
+
+def pytest_addoption(parser):
+    parser.addoption("--accept", action="store_true", help="rewrite goldens with the actual text")
+
+
+@pytest.fixture
+def golden(request):
+    name = request.node.name.replace("/", "_")
+    folder = HERE / "golden" / Path(request.fspath).stem
+    return Golden(folder / f"{name}.txt", request.config.getoption("--accept"))
+
+
+class Golden:
+    def __init__(self, path: Path, accept: bool):
+        self.path, self.accept = path, accept
+
+    def __eq__(self, actual: object) -> bool:
+        text = f"{actual}\n"
+        if self.accept:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(text)
+        return self.path.exists() and self.path.read_text() == text
+
+    def __repr__(self) -> str:
+        if not self.path.exists():
+            return f"<no golden at {self.path}; run pytest --accept>"
+        return self.path.read_text()
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of upstream checkpoints and what upstream computes from them."""
+    path = Path(os.environ.get("ARC_GOLDENS", HERE.parent.parent / "shared" / "goldens"))
+    if not path.is_dir():
+        pytest.skip(f"no golden data at {path}; set ARC_GOLDENS")
+    return path
