@@ -102,7 +102,7 @@ def _mid(c: int) -> nn.ModuleList:
 class Encoder(nn.Module):
     """Picture [b, 3, H, W] -> latent [b, z, H/f, W/f]."""
 
-    def __init__(self, ch: int, mult: tuple[int, ...], z: int, blocks: int = 2) -> None:
+    def __init__(self, ch: int, mult: tuple[int, ...], z: int, blocks: int = 1) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, ch, 3, padding=1)
         widths = [ch] + [ch * m for m in mult]
@@ -125,7 +125,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Latent [b, z, h, w] -> picture [b, 3, h*f, w*f]; level 0 is the lowest resolution."""
 
-    def __init__(self, ch: int, mult: tuple[int, ...], z: int, blocks: int = 2) -> None:
+    def __init__(self, ch: int, mult: tuple[int, ...], z: int, blocks: int = 1) -> None:
         super().__init__()
         widths = [ch * mult[-1]] + [ch * m for m in reversed(mult)]
         last = len(mult) - 1
@@ -176,9 +176,12 @@ class Codebook(nn.Module):
 
 
 class VQ(nn.Module):
-    """The tokenizer: picture in -1..1 <-> a grid of codes."""
+    """The tokenizer: picture in -1..1 <-> a grid of codes.
 
-    def __init__(self, ch: int = 32, mult: tuple[int, ...] = (1, 1, 2, 2), z: int = 64,
+    With 32 channels a group would hold one channel, and norm_out would wipe out flat colour.
+    """
+
+    def __init__(self, ch: int = 64, mult: tuple[int, ...] = (1, 1, 1, 1), z: int = 64,
                  codes: int = 512, dim: int = 8) -> None:
         super().__init__()
         self.encoder, self.decoder = Encoder(ch, mult, z), Decoder(ch, mult, z)
@@ -286,7 +289,7 @@ class ClassEmbedding(nn.Module):
 class GPT(nn.Module):
     """The class-conditional transformer over a raster of codes."""
 
-    def __init__(self, dim: int = 192, layers: int = 5, heads: int = 6, hidden: int = 512,
+    def __init__(self, dim: int = 192, layers: int = 4, heads: int = 6, hidden: int = 512,
                  codes: int = 512, classes: int = 36, grid: int = 8) -> None:
         super().__init__()
         self.cls_embedding = ClassEmbedding(classes, dim)

@@ -1,0 +1,160 @@
+"""Attention as ONNX nodes: GroupQueryAttention, or TensorScatter and Attention, by the step.
+
+GroupQueryAttention rotates, appends and attends in one kernel, but on the CPU takes one query slot
+a row once there is a past; graphs whose steps query more use the standard pair.
+"""
+
+from __future__ import annotations
+
+
+from arcompile import dims
+from arcompile.ir import Node
+from arcompile.targets.onnx_emit import DTYPES, Emitter, lowers
+
+
+def _sizes(e: Emitter, past: str, query: str) -> tuple[str, str, str]:
+    """(slots, filled i64[r] after this call, the most of them i64[1]) for queries [r,s,..]."""
+
+    def slots() -> str:
+        return e.op("Shape", query, start=1, end=2)
+
+    s = e.once(("slots", past), slots)
+    filled = e.once(("filled", past), lambda: e.op(
+        "Add", e.op("Cast", past, to=DTYPES["i64"]), s))  # fmt: skip
+    total = e.once(("total", past), lambda: e.op("ReduceMax", filled, e.const([0]), keepdims=1))
+    return s, filled, total
+
+
+def _own(e: Emitter, past: str, s: str, slots: str) -> str:
+    """bool [r,1,s,t]: is key slot t the query's own?"""
+    at = e.op("Add", e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1])),
+              _range(e, s))  # fmt: skip
+    return e.op("Equal", e.op("Unsqueeze", at, e.const([1, 3])), _range(e, slots))
+
+
+def _range(e: Emitter, n: str) -> str:
+    return e.op("Range", e.const(0), e.op("Squeeze", n, e.const([0])), e.const(1))
+
+
+def _keep(e: Emitter, keep: str, past: str, s: str, slots: str) -> str:
+    """bool [r,1,s,t] from keep bool[r,S]: kept slots, and always the query's own."""
+    kept = e.op("Slice", keep, e.const([0]), slots, e.const([1]))
+    return e.op("Or", e.op("Unsqueeze", kept, e.const([1, 2])), _own(e, past, s, slots))
+
+
+@lowers("decode_attention")
+def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    return _scatter(e, n, x) if e.wide or n.attrs["mask"] != "causal" else _grouped(e, n, x)
+
+
+def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    q, k, v, kc, vc, past, cos, sin, *keep = x
+    s, filled, total = _sizes(e, past, q)
+    last = e.once(("last", past), lambda: e.op(
+        "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))  # fmt: skip
+    most = e.once(("most", past), lambda: e.op(
+        "Squeeze", e.op("Cast", total, to=DTYPES["i32"]), e.const([0])))  # fmt: skip
+    more = []
+    if keep:
+        bias = e.once(("bias", keep[0]), lambda: e.op(
+            "Where", _keep(e, keep[0], past, s, total), e.float(0.0), e.float(-1e30)))  # fmt: skip
+        more = ["", bias]
+    return e.ms("GroupQueryAttention", q, k, v, kc, vc, last, most, cos, sin, *more, outs=3,
+                num_heads=n.attrs["heads"], kv_num_heads=n.attrs["kv_heads"], do_rotary=1,
+                rotary_interleaved=int(n.attrs["interleaved"]),
+                scale=n.attrs["scale"])  # fmt: skip
+
+
+def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    q, k, v, kc, vc, past, cos, sin, *keep = x
+    a = n.attrs
+    q = _rotate(e, q, cos, sin, past, a["heads"], a["interleaved"])
+    k = _rotate(e, k, cos, sin, past, a["kv_heads"], a["interleaved"])
+    kc, vc = _append(e, kc, k, past, a["kv_heads"]), _append(e, vc, v, past, a["kv_heads"])
+    out = _cached(e, q, kc, vc, past, a["heads"], a["scale"], a["mask"], keep,
+                  n.args[3].type.shape[2])  # fmt: skip
+    return [out, kc, vc]
+
+
+def _split(e: Emitter, x: str, heads: int) -> str:
+    """[r,s,h*e] -> [r,h,s,e]"""
+    four = e.op("Reshape", x, e.const([0, 0, heads, -1]))
+    return e.op("Transpose", four, perm=[0, 2, 1, 3])
+
+
+def _join(e: Emitter, x: str) -> str:
+    """[r,h,s,e] -> [r,s,h*e]"""
+    return e.op("Reshape", e.op("Transpose", x, perm=[0, 2, 1, 3]), e.const([0, 0, -1]))
+
+
+def _rotate(e: Emitter, x: str, cos: str, sin: str, at: str, heads: int,
+            interleaved: bool) -> str:  # fmt: skip
+    """`at` is past i32[r] or rows i64[r,s]; the op takes rows."""
+    rows = e.once(("rows", at), lambda: _rows(e, x, at))
+    return e.op("RotaryEmbedding", x, cos, sin, rows, num_heads=heads,
+                interleaved=int(interleaved))  # fmt: skip
+
+
+def _rows(e: Emitter, x: str, past: str) -> str:
+    s = e.op("Shape", x, start=1, end=2)
+    start = e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1]))
+    return e.op("Add", start, _range(e, s))
+
+
+def _append(e: Emitter, cache: str, new: str, past: str, heads: int) -> str:
+    at = e.once(("at", past), lambda: e.op("Cast", past, to=DTYPES["i64"]))
+    return e.op("TensorScatter", cache, _split(e, new, heads), at, axis=2)
+
+
+def _cached(e: Emitter, q: str, k: str, v: str, past: str, heads: int, scale: float, mask: str,
+            keep: list[str], slots: dims.Dim) -> str:  # fmt: skip
+    s, filled, _ = _sizes(e, past, q)
+    more = [""]
+    if keep:
+        more = [e.once(("mask", keep[0], slots), lambda: _keep(e, keep[0], past, s, e.dim(slots)))]
+    out = e.op("Attention", _split(e, q, heads), k, v, *more, "", "", filled, scale=scale,
+               is_causal=int(mask == "causal"))  # fmt: skip
+    return _join(e, out)
+
+
+@lowers("rope")
+def rope(e: Emitter, n: Node, x: list[str]) -> str:
+    at = n.args[3]
+    if at.type.rank == 2:
+        return e.op("RotaryEmbedding", *x, num_heads=n.attrs["heads"],
+                    interleaved=int(n.attrs["interleaved"]))  # fmt: skip
+    return _rotate(e, *x, n.attrs["heads"], n.attrs["interleaved"])
+
+
+@lowers("cache_append")
+def cache_append(e: Emitter, n: Node, x: list[str]) -> str:
+    heads = n.args[0].type.shape[1]
+    assert isinstance(heads, int)
+    return _append(e, *x, heads)
+
+
+@lowers("attention")
+def attention(e: Emitter, n: Node, x: list[str]) -> str:
+    a = n.attrs
+    opt = dict(zip(a.get("extra", ()), x[3:], strict=True))
+    causal = a.get("mask", "full") == "causal"
+    if "past" in opt and n.args[1].type.rank == 4:
+        keep = [opt["keep"]] if "keep" in opt else []
+        return _cached(e, x[0], x[1], x[2], opt["past"], a["heads"], a["scale"], a["mask"], keep,
+                       n.args[1].type.shape[2])  # fmt: skip
+    same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
+    if same and not opt and not causal:
+        return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])
+    bias = [opt["bias"]] if "bias" in opt else []
+    if "keep" in opt:
+        seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), e.float(0.0),
+                    e.float(-1e30))  # fmt: skip
+        bias = [e.op("Add", bias[0], seen) if bias else seen]
+    heads = {"q_num_heads": a["heads"], "kv_num_heads": a["kv_heads"]}
+    if n.args[1].type.rank == 4:
+        out = e.op("Attention", _split(e, x[0], a["heads"]), x[1], x[2], *bias, scale=a["scale"],
+                   is_causal=int(causal))  # fmt: skip
+        return _join(e, out)
+    return e.op("Attention", *x[:3], *bias, scale=a["scale"], is_causal=int(causal), **heads)
+
+

@@ -1,0 +1,171 @@
+"""Write one Graph as an ONNX model whose weights stay in a shared safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from arcompile import dims
+from arcompile.dims import Dim
+from arcompile.errors import ArcError
+from arcompile.ir import Graph, Node, Type, Value
+
+OPSET, IR_VERSION = 24, 10  # ONNX Runtime 1.28 takes IR <= 13 and guarantees opset <= 26
+WEIGHTS = "weights.safetensors"
+DTYPES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11,
+          "bf16": 16}  # fmt: skip
+Lower = Callable[["Emitter", Node, list[str]], "str | list[str]"]
+LOWER: dict[str, Lower] = {}
+
+
+def lowers(*names: str) -> Callable[[Lower], Lower]:
+    """Declare how ops become ONNX nodes: a function of the emitter, the node and its inputs."""
+
+    def declare(fn: Lower) -> Lower:
+        LOWER.update(dict.fromkeys(names, fn))
+        return fn
+
+    return declare
+
+
+class Emitter:
+    """Collects the ONNX nodes of one graph. `wide` says that a step queries several slots."""
+
+    def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], wide: bool = False):
+        import onnx
+
+        self.onnx, self.g, self.wide = onnx, g, wide
+        self.nodes: list[Any] = []
+        self.inits: list[Any] = []
+        self.names: dict[Value, str] = {p: p.name for p in g.params}
+        self.memo: dict[Any, str] = {}
+        self.count = 0
+        self.where = ""
+        for w in g.weights:
+            self.names[w] = w.name
+            self.inits.append(self._external(w, spans[w.name]))
+
+    def _external(self, w: Value, span: tuple[int, int]) -> Any:
+        t = self.onnx.TensorProto(name=w.name, data_type=DTYPES[w.type.dtype])
+        t.dims.extend(w.type.shape)
+        t.data_location = self.onnx.TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", span[0]), ("length", span[1])):
+            t.external_data.add(key=key, value=str(value))
+        return t
+
+    def fresh(self, hint: str) -> str:
+        self.count += 1
+        return f"{hint}.{self.count}"
+
+    def op(self, kind: str, *inputs: str, domain: str = "", outs: int = 1, **attrs: Any) -> Any:
+        """Emit a node; its output name, or names when there are several."""
+        made = [self.fresh(kind) for _ in range(outs)]
+        self.nodes.append(self.onnx.helper.make_node(
+            kind, list(inputs), made, name=f"{self.where}#{len(self.nodes)}", domain=domain,
+            **attrs))  # fmt: skip
+        return made[0] if outs == 1 else made
+
+    def ms(self, kind: str, *inputs: str, outs: int = 1, **attrs: Any) -> Any:
+        """A contrib op of ONNX Runtime."""
+        return self.op(kind, *inputs, domain="com.microsoft", outs=outs, **attrs)
+
+    def once(self, key: Any, make: Callable[[], str]) -> str:
+        """The same small subgraph for every layer that needs it."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def const(self, value: Any, dtype: Any = np.int64) -> str:
+        array = np.asarray(value, dtype)
+        return self.once(("const", array.dtype.str, array.shape, array.tobytes()),
+                         lambda: self._const(array))  # fmt: skip
+
+    def _const(self, array: Any) -> str:
+        name = self.fresh("const")
+        self.inits.append(self.onnx.numpy_helper.from_array(array, name))
+        return name
+
+    def float(self, value: Any) -> str:
+        return self.const(value, np.float32)
+
+    # --- sizes ---
+
+    def dim(self, d: Dim) -> str:
+        """i64[1] holding a size: a constant, or read off the inputs' shapes."""
+        return self.once(("dim", d), lambda: self._dim(d))
+
+    def _dim(self, d: Dim) -> str:
+        if isinstance(d, int):
+            return self.const([d])
+        if d.isidentifier():
+            for p in self.g.params:
+                if d in p.type.shape:
+                    i = p.type.shape.index(d)
+                    return self.op("Shape", p.name, start=i, end=i + 1)
+            raise ArcError(f"the size {d} of graph {self.g.name} is not the size of any input")
+        total = None
+        for names, coefficient in dims._terms(d):
+            term = self.const([coefficient])
+            for n in names:
+                term = self.op("Mul", term, self.dim(n))
+            total = term if total is None else self.op("Add", total, term)
+        return total or self.const([0])
+
+    def shape(self, shape: tuple[Dim, ...]) -> str:
+        """i64[rank] holding a shape."""
+        if all(isinstance(d, int) for d in shape):
+            return self.const(list(shape))
+        return self.once(("shape", shape),
+                         lambda: self.op("Concat", *map(self.dim, shape), axis=0))  # fmt: skip
+
+    def reshape(self, x: str, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> str:
+        """Reshape by a constant where ONNX's 0 (copy) and one -1 can say it."""
+        code: list[int] = []
+        for i, d in enumerate(want):
+            same = i < len(have) and have[i] == d
+            code.append(d if isinstance(d, int) else 0 if same else -1)
+        if code.count(-1) > 1:
+            return self.op("Reshape", x, self.shape(want))
+        return self.op("Reshape", x, self.const(code))
+
+    # --- the whole ---
+
+    def model(self) -> bytes:
+        for n in self.g.nodes:
+            if n.op not in LOWER:
+                raise ArcError(f"op {n.op} has no ONNX form", hint="use --target reference")
+            self.where = f"{n.origin or 'top'}/{n.op}"
+            made = LOWER[n.op](self, n, [self.names[a] for a in n.args])
+            made = [made] if isinstance(made, str) else made
+            self.names.update(zip(n.outs, made, strict=True))
+        outs = [self._output(name, v) for name, v in self.g.results]
+        h = self.onnx.helper
+        graph = h.make_graph(self.nodes, self.g.name,
+                             [self._info(p.name, p.type) for p in self.g.params], outs,
+                             self.inits)  # fmt: skip
+        opsets = [h.make_opsetid("", OPSET), h.make_opsetid("com.microsoft", 1)]
+        model = h.make_model(graph, opset_imports=opsets, producer_name="arcompile")
+        model.ir_version = IR_VERSION
+        return bytes(model.SerializeToString())
+
+    def _output(self, name: str, v: Value) -> Any:
+        """Results are named `out.x`, since a state bears its input's name."""
+        self.nodes.append(self.onnx.helper.make_node(
+            "Identity", [self.names[v]], [f"out.{name}"], name=f"out/{name}"))  # fmt: skip
+        return self._info(f"out.{name}", v.type)
+
+    def _info(self, name: str, t: Type) -> Any:
+        shape = [d if isinstance(d, int) else str(d) for d in t.shape]
+        return self.onnx.helper.make_tensor_value_info(name, DTYPES[t.dtype], shape)
+
+
+def emit(g: Graph, spans: Mapping[str, tuple[int, int]], wide: bool = False) -> bytes:
+    """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file."""
+    from arcompile.targets import onnx_attention, onnx_ops  # fill the table
+
+    assert onnx_ops and onnx_attention
+    e = Emitter(g, spans, wide)
+    data = e.model()
+    return data

@@ -1,0 +1,330 @@
+"""How each op becomes ONNX nodes: standard ops, and ONNX Runtime's own where they are faster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from arcompile.ir import Node
+from arcompile.ops.nn import resize_matrix
+from arcompile.ops.sampling import BLOCK
+from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, lowers
+
+NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64,
+         "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}  # fmt: skip
+END = np.iinfo(np.int64).max
+
+_SAME = {
+    "neg": "Neg", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "tanh": "Tanh", "sin": "Sin",
+    "cos": "Cos", "floor": "Floor", "erf": "Erf", "reciprocal": "Reciprocal", "relu": "Relu",
+    "sigmoid": "Sigmoid", "abs": "Abs", "not": "Not", "and": "And", "or": "Or", "add": "Add",
+    "sub": "Sub", "mul": "Mul", "pow": "Pow", "maximum": "Max", "minimum": "Min",
+    "equal": "Equal", "less": "Less", "greater": "Greater", "less_equal": "LessOrEqual",
+    "greater_equal": "GreaterOrEqual", "where": "Where", "matmul": "MatMul",
+}  # fmt: skip
+for _name, _kind in _SAME.items():
+    LOWER[_name] = lambda e, n, x, kind=_kind: e.op(kind, *x)
+
+
+@lowers("rsqrt")
+def rsqrt(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Reciprocal", e.op("Sqrt", x[0]))
+
+
+@lowers("silu")
+def silu(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.ms("QuickGelu", x[0], alpha=1.0)  # x * sigmoid(x), fused
+
+
+@lowers("swiglu")
+def swiglu(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Mul", e.ms("QuickGelu", x[0], alpha=1.0), x[1])
+
+
+@lowers("gelu")
+def gelu(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Gelu", x[0], approximate="tanh" if n.attrs.get("approximate", True) else "none")
+
+
+def _integer(n: Node) -> bool:
+    return n.args[0].type.dtype[0] in "iu"
+
+
+@lowers("div")
+def div(e: Emitter, n: Node, x: list[str]) -> str:
+    if not _integer(n):
+        return e.op("Div", *x)
+    return e.op("Div", e.op("Sub", x[0], e.op("Mod", *x)), x[1])  # ONNX truncates; we floor
+
+
+@lowers("mod")
+def mod(e: Emitter, n: Node, x: list[str]) -> str:
+    if _integer(n):
+        return e.op("Mod", *x)
+    whole = e.op("Floor", e.op("Div", *x))
+    return e.op("Sub", x[0], e.op("Mul", whole, x[1]))
+
+
+@lowers("cast")
+def cast(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Cast", x[0], to=DTYPES[n.attrs["dtype"]])
+
+
+@lowers("clip")
+def clip(e: Emitter, n: Node, x: list[str]) -> str:
+    dtype = NUMPY[n.args[0].type.dtype]
+    lo, hi = n.attrs.get("lo"), n.attrs.get("hi")
+    bounds = ["" if v is None else e.const(v, dtype) for v in (lo, hi)]
+    return e.op("Clip", x[0], *bounds)
+
+
+@lowers("const")
+def const(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.const(n.attrs["value"], NUMPY[n.attrs["dtype"]])
+
+
+@lowers("arange")
+def arange(e: Emitter, n: Node, x: list[str]) -> str:
+    end = e.op("Squeeze", e.dim(n.attrs["shape"][0]), e.const([0]))
+    out = e.op("Range", e.const(0), end, e.const(1))
+    dtype = n.attrs["dtype"]
+    return out if dtype == "i64" else e.op("Cast", out, to=DTYPES[dtype])
+
+
+@lowers("full")
+def full(e: Emitter, n: Node, x: list[str]) -> str:
+    dtype = n.attrs["dtype"]
+    value = e.onnx.numpy_helper.from_array(np.array([n.attrs["value"]], NUMPY[dtype]))
+    return e.op("ConstantOfShape", e.shape(n.attrs["shape"]), value=value)
+
+
+# --- shape ---------------------------------------------------------------------------------------
+
+
+@lowers("reshape")
+def reshape(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.reshape(x[0], n.args[0].type.shape, n.attrs["shape"])
+
+
+@lowers("transpose")
+def transpose(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Transpose", x[0], perm=list(n.attrs["perm"]))
+
+
+@lowers("expand")
+def expand(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Expand", x[0], e.shape(n.attrs["shape"]))
+
+
+@lowers("concat")
+def concat(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Concat", *x, axis=n.attrs["axis"])
+
+
+@lowers("slice")
+def slice_(e: Emitter, n: Node, x: list[str]) -> str:
+    a = n.attrs
+    stop = END if a.get("stop") is None else a["stop"]
+    return e.op("Slice", x[0], e.const([a["start"]]), e.const([stop]), e.const([a["axis"]]),
+                e.const([a.get("step", 1)]))  # fmt: skip
+
+
+@lowers("split")
+def split(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    sizes = n.attrs["sizes"]
+    found = e.op("Split", x[0], e.const(list(sizes)), axis=n.attrs["axis"], outs=len(sizes))
+    return found if isinstance(found, list) else [found]
+
+
+@lowers("pad")
+def pad(e: Emitter, n: Node, x: list[str]) -> str:
+    pads = n.attrs["pads"]
+    flat = [a for a, _ in pads] + [b for _, b in pads]
+    value = e.const(n.attrs.get("value", 0), NUMPY[n.args[0].type.dtype])
+    return e.op("Pad", x[0], e.const(flat), value)
+
+
+@lowers("tail")
+def tail(e: Emitter, n: Node, x: list[str]) -> str:
+    axis = n.attrs["axis"] % n.args[0].type.rank
+    if n.args[0].type.shape[axis] == n.args[1].type.shape[axis]:
+        return x[0]
+    start = e.op("Neg", e.op("Shape", x[1], start=axis, end=axis + 1))
+    return e.op("Slice", x[0], start, e.const([END]), e.const([axis]))
+
+
+# --- indexing and reductions ---------------------------------------------------------------------
+
+
+@lowers("gather")
+def gather(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Gather", *x, axis=n.attrs["axis"])
+
+
+@lowers("take_along")
+def take_along(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("GatherElements", *x, axis=n.attrs["axis"])
+
+
+@lowers("put_along")
+def put_along(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("ScatterElements", *x, axis=n.attrs["axis"])
+
+
+for _name, _kind in {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax",
+                     "min": "ReduceMin"}.items():  # fmt: skip
+    LOWER[_name] = lambda e, n, x, kind=_kind: e.op(
+        kind, x[0], e.const(list(n.attrs["axes"])), keepdims=int(n.attrs.get("keepdims", False)))
+
+
+@lowers("argmax")
+def argmax(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("ArgMax", x[0], axis=n.attrs["axis"], keepdims=0)
+
+
+@lowers("topk")
+def topk(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    return e.op("TopK", x[0], e.const([n.attrs["k"]]), axis=n.attrs.get("axis", -1), outs=2)
+
+
+@lowers("cumsum")
+def cumsum(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("CumSum", x[0], e.const(n.attrs["axis"]),
+                exclusive=int(n.attrs.get("exclusive", False)))  # fmt: skip
+
+
+@lowers("softmax")
+def softmax(e: Emitter, n: Node, x: list[str]) -> str:
+    return e.op("Softmax", x[0], axis=n.attrs["axis"])
+
+
+# --- nets ----------------------------------------------------------------------------------------
+
+
+@lowers("conv2d")
+def conv2d(e: Emitter, n: Node, x: list[str]) -> str:
+    a = n.attrs
+    return e.op("Conv", *x, strides=[a.get("stride", 1)] * 2, group=a.get("groups", 1),
+                pads=list(a.get("pads", (0, 0, 0, 0))))  # fmt: skip
+
+
+def _ones(e: Emitter, n: Node) -> str:
+    return e.float(np.ones(n.args[0].type.shape[-1]))
+
+
+@lowers("layer_norm")
+def layer_norm(e: Emitter, n: Node, x: list[str]) -> str:
+    x = x if len(x) > 1 else [*x, _ones(e, n)]
+    return e.op("LayerNormalization", *x, axis=-1, epsilon=n.attrs["eps"])
+
+
+@lowers("rms_norm")
+def rms_norm(e: Emitter, n: Node, x: list[str]) -> str:
+    x = x if len(x) > 1 else [*x, _ones(e, n)]
+    return e.op("SimplifiedLayerNormalization", *x, axis=-1, epsilon=n.attrs["eps"])
+
+
+@lowers("residual_norm")
+def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    norm, total = e.fresh("norm"), e.fresh("sum")
+    e.nodes.append(e.onnx.helper.make_node(
+        "SkipSimplifiedLayerNormalization", x, [norm, "", "", total], domain="com.microsoft",
+        name=e.where, epsilon=n.attrs["eps"]))  # fmt: skip
+    return [norm, total]
+
+
+@lowers("group_norm")
+def group_norm(e: Emitter, n: Node, x: list[str]) -> str:
+    """Each group is an instance: reshape, normalise, scale and shift per channel."""
+    shape, groups = n.args[0].type.shape, n.attrs["groups"]
+    flat = e.op("Reshape", x[0], e.const([0, groups, -1]))
+    unit = e.op("InstanceNormalization", flat, e.float(np.ones(groups)), e.float(np.zeros(groups)),
+                epsilon=n.attrs["eps"])  # fmt: skip
+    back = e.reshape(unit, (), shape) if _one_unknown(shape) else e.op(
+        "Reshape", unit, e.op("Shape", x[0]))  # fmt: skip
+    column = [shape[1], *[1] * (len(shape) - 2)]
+    w, b = (e.op("Reshape", v, e.const(column)) for v in x[1:])
+    return e.op("Add", e.op("Mul", back, w), b)
+
+
+def _one_unknown(shape: Any) -> bool:
+    return sum(isinstance(d, str) for d in shape) <= 1
+
+
+@lowers("l2_norm")
+def l2_norm(e: Emitter, n: Node, x: list[str]) -> str:
+    size = e.op("ReduceL2", x[0], e.const([n.attrs["axis"]]), keepdims=1)
+    return e.op("Div", x[0], e.op("Max", size, e.float(n.attrs["eps"])))
+
+
+@lowers("upsample")
+def upsample(e: Emitter, n: Node, x: list[str]) -> str:
+    f = float(n.attrs["factor"])
+    return e.op("Resize", x[0], "", e.float([1, 1, f, f]), mode="nearest",
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+
+
+@lowers("resize")
+def resize(e: Emitter, n: Node, x: list[str]) -> str:
+    """Two products by constant matrices: the same numbers on every target."""
+    (_, _, h, w), (oh, ow), mode = n.args[0].type.shape, n.attrs["size"], n.attrs["mode"]
+    rows, columns = resize_matrix(h, oh, mode), resize_matrix(w, ow, mode).T
+    return e.op("MatMul", e.op("MatMul", e.float(rows), x[0]), e.float(np.ascontiguousarray(columns)))
+
+
+# --- sampling ------------------------------------------------------------------------------------
+
+
+def _column(e: Emitter, x: str) -> str:
+    """[b] -> [b,1,1]"""
+    return e.once(("column", x), lambda: e.op("Unsqueeze", x, e.const([1, 2])))
+
+
+@lowers("filter_logits")
+def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
+    """See ops.sampling.filter_logits; TopK sorts no more than the request needs."""
+    x, temperature, top_k, top_p, most = args
+    x = e.op("Div", x, _column(e, e.op("Max", temperature, e.float(1e-5))))
+    low, high = e.float(-np.inf), e.float(np.inf)
+    best, _ = e.op("TopK", x, most, axis=-1, outs=2)
+    last = e.op("Sub", most, e.const([1]))
+    at = e.op("Max", e.op("Min", e.op("Sub", top_k, e.const([1])), last), e.const([0]))
+    lead = e.op("Concat", e.op("Shape", x, start=0, end=2), e.const([1]), axis=0)
+    kth = e.op("GatherElements", best, e.op("Expand", _column(e, at), lead), axis=-1)
+    wants_k = e.op("Greater", _column(e, top_k), e.const(0))
+    floor = e.op("Where", wants_k, kth, low)
+    inside = e.op("GreaterOrEqual", best, floor)
+    peak = e.op("Slice", best, e.const([0]), e.const([1]), e.const([2]))
+    mass = e.op("Where", inside, e.op("Exp", e.op("Sub", best, peak)), e.float(0.0))
+    p = e.op("Div", mass, e.op("ReduceSum", mass, e.const([-1]), keepdims=1))
+    before = e.op("CumSum", p, e.const(-1), exclusive=1)
+    kept = e.op("And", e.op("LessOrEqual", before, _column(e, top_p)), inside)
+    edge = e.op("ReduceMin", e.op("Where", kept, best, high), e.const([-1]), keepdims=1)
+    wants_p = e.op("Less", _column(e, top_p), e.float(1.0))
+    floor = e.op("Where", wants_p, e.op("Max", floor, edge), floor)
+    return e.op("Where", e.op("GreaterOrEqual", x, floor), x, low)
+
+
+@lowers("draw")
+def draw(e: Emitter, n: Node, args: list[str]) -> str:
+    """See ops.sampling.draw: a block of 128 tokens, then a token in it."""
+    x, noise, temperature = args
+    size = n.args[0].type.shape[-1]
+    p = e.op("Exp", e.op("Sub", x, e.op("ReduceMax", x, e.const([-1]), keepdims=1)))
+    if size % BLOCK:
+        p = e.op("Pad", p, e.const([0, 0, 0, 0, 0, -size % BLOCK]), e.float(0.0))
+    p = e.op("Reshape", p, e.const([0, 0, -(-size // BLOCK), BLOCK]))
+    u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
+    block = _pick(e, e.op("ReduceSum", p, e.const([-1]), keepdims=0), u1)
+    inner = e.op("GatherND", p, e.op("Unsqueeze", block, e.const([-1])), batch_dims=2)
+    token = e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2))
+    warm = e.op("Greater", e.op("Unsqueeze", temperature, e.const([1])), e.float(0.0))
+    return e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0))
+
+
+def _pick(e: Emitter, p: str, u: str) -> str:
+    total = e.op("CumSum", p, e.const(-1))
+    whole = e.op("Slice", total, e.const([-1]), e.const([END]), e.const([2]))
+    past = e.op("Greater", total, e.op("Mul", u, whole))
+    return e.op("ArgMax", e.op("Cast", past, to=DTYPES["f32"]), axis=-1, keepdims=0)

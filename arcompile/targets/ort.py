@@ -1,0 +1,257 @@
+"""Targets `ort-cpu` and `ort-cuda`: ONNX Runtime, with caches updated in place by IO binding."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcompile import dims, safetensors
+from arcompile.errors import MACHINE, ArcError
+from arcompile.ir import Graph, Type, bind
+from arcompile.ops.tensor import NUMPY
+from arcompile.program import Program
+from arcompile.runtime.loop import Array, Env, zeros
+from arcompile.target import Target, target
+from arcompile.weights import Store, used
+
+DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
+          "tensor(int32)": "i32", "tensor(bool)": "bool", "tensor(double)": "f64",
+          "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}  # fmt: skip
+
+
+def runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ArcError("onnxruntime is not installed", code=MACHINE,
+                       hint="pip install 'onnxruntime>=1.28'") from None  # fmt: skip
+    return onnxruntime
+
+
+class Session:
+    """One loaded model. Shared by runs, and never written to."""
+
+    def __init__(self, path: Path, provider: str, threads: int):
+        ort = runtime()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        if provider != "CPUExecutionProvider":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        try:
+            self.model = ort.InferenceSession(str(path), options, providers=[provider])
+        except Exception as e:  # onnxruntime's exceptions share no base but Exception
+            raise _refused(path, provider, e) from None
+        if self.model.get_providers()[0] != provider:
+            raise _refused(path, provider, Exception("it fell back to the CPU"))
+        self.device = "cuda" if "CUDA" in provider else "cpu"
+        self.inputs = {i.name: _type(i) for i in self.model.get_inputs()}
+        self.results = {o.name.removeprefix("out."): _type(o) for o in self.model.get_outputs()}
+        self.symbolic = [(k, t) for k, t in self.inputs.items()
+                         if any(isinstance(d, str) for d in t.shape)]  # fmt: skip
+
+
+def _type(arg: Any) -> Type:
+    return Type(DTYPES[arg.type], tuple(
+        d if isinstance(d, int) else dims.parse_dim(d) for d in arg.shape))  # fmt: skip
+
+
+def _refused(path: Path, provider: str, e: Exception) -> ArcError:
+    first = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
+    if provider != "CPUExecutionProvider":
+        return ArcError(f"ONNX Runtime cannot run on {provider}: {first}", code=MACHINE,
+                        hint="pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of "
+                             "onnxruntime), or use --target ort-cpu")  # fmt: skip
+    return ArcError(f"ONNX Runtime refuses {path.name}: {first}", code=MACHINE,
+                    hint="onnxruntime>=1.28 is needed; then rebuild the engine")  # fmt: skip
+
+
+class Bound:
+    """A session bound to one run's buffers. Nothing is bound twice that did not change."""
+
+    def __init__(self, session: Session):
+        self.s = session
+        self.io = session.model.io_binding()
+        self.last: dict[str, Any] = {}  # what each input is bound to
+        self.host: dict[str, tuple[Array, Any]] = {}  # buffers for numpy inputs
+        self.out: dict[str, Any] = {}
+        self.sizes: dict[str, int] = {}
+
+    def run(self, env: Env) -> Env:
+        sizes = self._bind_inputs(env)
+        if sizes != self.sizes or not self.out:
+            self._bind_outputs(sizes)
+        for name in self.state():
+            if self.out[name] is not self.last[name]:
+                self.out[name] = self.last[name]
+                self.io.bind_ortvalue_output(f"out.{name}", self.last[name])
+        self.s.model.run_with_iobinding(self.io)
+        return dict(self.out)
+
+    def state(self) -> list[str]:
+        """Results that bear an input's name and type: written where the input is."""
+        return [n for n, t in self.s.results.items() if self.s.inputs.get(n) == t]
+
+    def _bind_inputs(self, env: Env) -> dict[str, int]:
+        for name in self.s.inputs:
+            value = env[name]
+            if isinstance(value, np.ndarray):
+                value = self._host(name, value)
+            if self.last.get(name) is not value:
+                self.io.bind_ortvalue_input(name, value)
+                self.last[name] = value
+        shapes = {k: self._shape(k, env[k]) for k, _ in self.s.symbolic}
+        return bind(self.s.symbolic, shapes)
+
+    def _shape(self, name: str, value: Any) -> Any:
+        return value.shape if isinstance(value, np.ndarray) else value.shape()
+
+    def _host(self, name: str, value: Array) -> Any:
+        """Copy into the buffer bound last time when it fits, else into a new one."""
+        dtype = NUMPY[self.s.inputs[name].dtype]
+        if name in self.host and self.host[name][0].shape == value.shape:
+            buffer, made = self.host[name]
+            np.copyto(buffer, value, casting="same_kind")
+            if self.s.device != "cpu":
+                made.update_inplace(buffer)
+            return made
+        buffer = np.array(value, dtype, order="C")
+        made = runtime().OrtValue.ortvalue_from_numpy(buffer, self.s.device, 0)
+        self.host[name] = (buffer, made)
+        return made
+
+    def _bind_outputs(self, sizes: dict[str, int]) -> None:
+        ort, state = runtime(), set(self.state())
+        for name, t in self.s.results.items():
+            if name in state:
+                self.out[name] = None
+                continue
+            shape = [dims.value(d, sizes) for d in t.shape]
+            made = ort.OrtValue.ortvalue_from_shape_and_type(
+                shape, NUMPY[t.dtype], self.s.device, 0)  # fmt: skip
+            self.io.bind_ortvalue_output(f"out.{name}", made)
+            self.out[name] = made
+        self.sizes = dict(sizes)
+
+
+class Runner:
+    """One run: its own bindings and buffers over the shared sessions."""
+
+    def __init__(self, models: Models):
+        self.models = models
+        self.bound: dict[str, Bound] = {}
+
+    def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
+        shape = [dims.value(d, sizes) for d in t.shape]
+        made = runtime().OrtValue
+        if self.models.device == "cpu":
+            return made.ortvalue_from_numpy(zeros(t, sizes), "cpu", 0)
+        return made.ortvalue_from_numpy(np.zeros(shape, NUMPY[t.dtype]), self.models.device, 0)
+
+    def inputs(self, graph: str) -> list[str]:
+        return list(self.models.session(graph).inputs)
+
+    def run(self, graph: str, env: Env) -> Env:
+        if graph not in self.bound:
+            self.bound[graph] = Bound(self.models.session(graph))
+        return self.bound[graph].run(env)
+
+    def numpy(self, value: Any) -> Array:
+        return value if isinstance(value, np.ndarray) else np.array(value.numpy())
+
+
+class Models:
+    """The engine's sessions, each loaded when first needed."""
+
+    def __init__(self, folder: Path, provider: str, threads: int):
+        self.folder, self.provider, self.threads = folder, provider, threads
+        self.sessions: dict[str, Session] = {}
+        self.device = "cuda" if "CUDA" in provider else "cpu"
+
+    def session(self, graph: str) -> Session:
+        if graph not in self.sessions:
+            path = self.folder / f"{graph}.onnx"
+            self.sessions[graph] = Session(path, self.provider, self.threads)
+        return self.sessions[graph]
+
+    def runner(self) -> Runner:
+        return Runner(self)
+
+
+def _wide(p: Program, graph: str) -> bool:
+    """Does some step with a past query more than one slot through this graph?"""
+    past = 0
+    for s in p.steps:
+        if past and s.append > 1 and any(c.graph == graph for c in s.calls):
+            return True
+        past += s.append
+    return False
+
+
+@target("ort-cpu")
+class OrtCpu(Target):
+    """ONNX Runtime on the CPU."""
+
+    passes = ("fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention, fuse-sampling, "
+              "dead-code")  # fmt: skip
+    needs = ("onnxruntime", "onnx")
+    provider = "CPUExecutionProvider"
+
+    def lower(self, program: Program, store: Store, folder: Path,
+              progress: Callable[[str, float], None]) -> None:  # fmt: skip
+        from arcompile.targets.onnx_emit import WEIGHTS, emit
+
+        types = {k: v.type for k, v in used(program.graphs).items()}
+        _, spans = safetensors.layout(types)
+        for i, g in enumerate(program.graphs):
+            model = emit(g, spans, _wide(program, g.name))
+            (folder / f"{g.name}.onnx").write_bytes(model)
+            progress("graphs", (i + 1) / len(program.graphs))
+        safetensors.write(folder / WEIGHTS, types, store.__getitem__,
+                          lambda f: progress("weights", f))  # fmt: skip
+
+    def open(self, program: Program, folder: Path, threads: int) -> Models:
+        reason = self.available()
+        if reason:
+            raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
+        return Models(folder, self.provider, threads or _cores())
+
+    def available(self) -> str:
+        try:
+            ort = runtime()
+        except ArcError as e:
+            return e.what
+        if tuple(map(int, ort.__version__.split(".")[:2])) < (1, 28):
+            return f"onnxruntime {ort.__version__} is too old (cached attention is wrong): >= 1.28"
+        if self.provider not in ort.get_available_providers():
+            return f"this onnxruntime has no {self.provider}"
+        return ""
+
+
+@target("ort-cuda")
+class OrtCuda(OrtCpu):
+    """ONNX Runtime on an NVIDIA GPU: the same lowering with the CUDA provider."""
+
+    provider = "CUDAExecutionProvider"
+    needs = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
+
+    def open(self, program: Program, folder: Path, threads: int) -> Models:
+        with contextlib.suppress(AttributeError):
+            runtime().preload_dlls()
+        return super().open(program, folder, threads)
+
+
+def _cores() -> int:
+    """Physical cores we may run on: hyper-threads only get in each other's way."""
+    try:
+        return max(1, len(os.sched_getaffinity(0)))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+__all__ = ["Graph", "Models", "OrtCpu", "OrtCuda", "Runner", "Session"]
