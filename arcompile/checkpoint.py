@@ -28,7 +28,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from arcompile.errors import ArcError
+from arcompile.errors import MACHINE, ArcError
 
 AGAIN = "download it again and compare its size or sha256 with the publisher's"
 HEADER_LIMIT = 100_000_000  # bytes of JSON; the limit of the safetensors package
@@ -321,7 +321,7 @@ def _decode(raw: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bool":
         return raw != 0
     with np.errstate(all="ignore"):  # an f64 may become inf; check_finite tells
-        wide = np.dtype(np.float32) if raw.dtype.kind == "f" else raw.dtype.newbyteorder("=")
+        wide: np.dtype[Any] = np.dtype(np.float32) if raw.dtype.kind == "f" else raw.dtype.newbyteorder("=")
         return raw.astype(wide, copy=False)
 
 
@@ -342,12 +342,13 @@ def match(
     lines = [f"misshapen {_quote(n)}: {weights.shape(n)}, expected {expected[n]}" for n in bent]
     for i, n in enumerate(missing):  # difflib takes 40 ms a name among 1000
         near = difflib.get_close_matches(n, extra or weights) if i < 50 else []
-        hint = f", near {', '.join(map(_quote, near))}" if near else ""
-        lines.append(f"missing {_quote(n)} {expected[n]}{hint}")
+        tail = f", near {', '.join(map(_quote, near))}" if near else ""
+        lines.append(f"missing {_quote(n)} {expected[n]}{tail}")
     lines += [f"unexpected {_quote(n)} {weights.shape(n)}" for n in extra]
     counts = f"{len(missing)} missing, {len(bent)} misshapen, {len(extra)} unexpected"
-    hint = "is it the right file, family and container?\n" + "\n".join(lines)
-    raise ArcError(f"{weights.source} is not {what}: {counts} of {len(expected)}", hint=hint)
+    wrong = f"{weights.source} is not {what}: {counts} of {len(expected)}"
+    hint = "is it the right file, family and container?"
+    raise ArcError(wrong, hint=hint, details="\n".join(lines))
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
@@ -365,7 +366,8 @@ def _torch(path: Path, *, is_zip: bool) -> dict[str, Any]:
     try:
         import torch
     except ImportError as e:
-        raise ArcError(f"{path} needs torch", hint='pip install "arcompile[build]"') from e
+        hint = 'pip install "arcompile[build]"'
+        raise ArcError(f"{path} needs torch", hint=hint, code=MACHINE) from e
     # MAR keeps its command line, an argparse.Namespace, in the file: plain data
     allowed = torch.serialization.safe_globals([argparse.Namespace])
     with warnings.catch_warnings(), allowed:
@@ -402,7 +404,8 @@ def _torch_entry(value: Any, limit: int) -> Entry | None:
             raise _Bad(f"shape {_quote(tuple(plain.shape))} is more than the file can hold")
         wide = torch.float32 if plain.is_floating_point() else plain.dtype
         owned = plain.to(wide, copy=True, memory_format=torch.contiguous_format)
-        return owned.resolve_conj().resolve_neg().numpy()
+        out: np.ndarray = owned.resolve_conj().resolve_neg().numpy()
+        return out
 
     return Entry(tuple(plain.shape), dtype, read)
 

@@ -10,6 +10,9 @@ from arcompile.errors import IRError
 
 Dim = int | str
 _Poly = dict[tuple[str, ...], int]  # sorted symbols of a monomial -> coefficient
+_FACTOR = r"(?:[0-9]{1,18}|[A-Za-z_]\w*)"
+_TERM = rf"{_FACTOR}(?:\*{_FACTOR})*"
+_SUM = re.compile(rf"[+-]?{_TERM}(?:[+-]{_TERM})*", re.ASCII)
 
 
 @lru_cache(4096)
@@ -17,15 +20,15 @@ def _terms(d: Dim) -> tuple[tuple[tuple[str, ...], int], ...]:
     if isinstance(d, int):
         return (((), d),) if d else ()
     poly: _Poly = {}
-    for sign, term in re.findall(r"([+-]?)([^+-]+)", d.replace(" ", "")):
+    if not _SUM.fullmatch(d):
+        raise IRError(f"not a size: {d[:80]!r}", hint="write a size like 4, b or 2*b+1")
+    for sign, term in re.findall(r"([+-]?)([^+-]+)", d):
         coef, symbols = (-1 if sign == "-" else 1), []
         for factor in term.split("*"):
             if factor.isdigit():
                 coef *= int(factor)
-            elif re.fullmatch(r"[A-Za-z_]\w*", factor):
-                symbols.append(factor)
             else:
-                raise IRError(f"not a size: {d!r}", hint="write a size like 4, b or 2*b+1")
+                symbols.append(factor)
         key = tuple(sorted(symbols))
         poly[key] = poly.get(key, 0) + coef
     return tuple(sorted((k, c) for k, c in poly.items() if c))
@@ -46,7 +49,7 @@ def _dim(poly: Mapping[tuple[str, ...], int]) -> Dim:
 
 
 def parse_dim(text: str) -> Dim:
-    return _dim(dict(_terms(int(text) if re.fullmatch(r"-?\d+", text) else text)))
+    return _dim(dict(_terms(text)))
 
 
 def add(a: Dim, b: Dim, sign: int = 1) -> Dim:
@@ -66,7 +69,8 @@ def mul(a: Dim, b: Dim) -> Dim:
 
 
 def product(dims: Iterable[Dim]) -> Dim:
-    return reduce(mul, dims, 1)
+    one: Dim = 1
+    return reduce(mul, dims, one)
 
 
 def divide(a: Dim, b: Dim) -> Dim | None:

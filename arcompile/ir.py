@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +28,8 @@ class Type:
         m = re.fullmatch(r"(\w+)\[([^\[\]]*)\]", text.strip())
         if not m or m[1] not in DTYPES:
             raise IRError(f"not a type: {text!r}", hint="write a type like f16[b,1,768]")
-        return Type(m[1], tuple(dims.parse_dim(d.strip()) for d in m[2].split(",") if d.strip()))
+        sizes = m[2].split(",") if m[2].strip() else []
+        return Type(m[1], tuple(dims.parse_dim(d.strip()) for d in sizes))
 
     @property
     def rank(self) -> int:
@@ -65,7 +67,7 @@ class Node:
     args: tuple[Value, ...]
     outs: tuple[Value, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""  # module path and passes it came through; shown by the profiler, never compared
+    origin: str = ""  # module path and passes it came through; for the profiler, never compared
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,8 +140,14 @@ class Op:
     eval: Callable[..., list[Any]]
     commutes: bool = False
     doc: str = ""
+    attrs: Mapping[str, bool] = field(default_factory=dict)  # name -> must it be given?
 
     def types(self, args: Sequence[Value], attrs: Mapping[str, Any]) -> list[Type]:
+        for k in attrs:
+            if k not in self.attrs:
+                raise IRError(f"unknown attribute {k!r}", hint=did_you_mean(k, self.attrs))
+        if lacking := [k for k, needed in self.attrs.items() if needed and k not in attrs]:
+            raise IRError(f"lacks {', '.join(lacking)}")
         found = self.infer(*(a.type for a in args), **attrs)
         return found if isinstance(found, list) else [found]
 
@@ -148,14 +156,19 @@ OPS: dict[str, Op] = {}
 
 
 def op(name: str, infer: Infer, *, commutes: bool = False) -> Callable[[Any], Any]:
-    """Declare op `name`; the decorated function is its reference semantics."""
+    """Declare op `name`; the decorated function is its reference semantics.
+
+    The function's keyword-only parameters are the op's attributes.
+    """
 
     def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **attrs: Any) -> list[Any]:
             out = fn(*args, **attrs)
             return list(out) if isinstance(out, tuple) else [out]
 
-        OPS[name] = Op(infer, run, commutes, (fn.__doc__ or "").strip())
+        given = inspect.signature(fn).parameters.values() if inspect.isfunction(fn) else ()
+        attrs = {p.name: p.default is p.empty for p in given if p.kind is p.KEYWORD_ONLY}
+        OPS[name] = Op(infer, run, commutes, (fn.__doc__ or "").strip(), attrs)
         return fn
 
     return declare
@@ -245,7 +258,7 @@ def _verify_node(g: Graph, n: Node, seen: set[Value], names: set[str]) -> None:
         inferred = OPS[n.op].types(n.args, n.attrs)
     except IRError as e:
         raise IRError(e.what, at=n, graph=g, hint=e.hint) from None
-    except (TypeError, ValueError, IndexError, KeyError, AttributeError) as e:
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as e:
         raise IRError(f"{n.op} does not take these operands: {e}", at=n, graph=g) from None
     if len(inferred) != len(n.outs):
         raise IRError(f"{n.op} has {len(inferred)} results, not {len(n.outs)}", at=n, graph=g)
@@ -321,12 +334,23 @@ def dce(g: Graph) -> Graph:
     return g.with_nodes(reversed(kept), weights=weights)
 
 
+def _renamed(n: Node, swap: dict[Value, Value], b: Builder, taken: set[str]) -> Node:
+    """`n` with fresh names for those of its results that bear a taken one."""
+    swap.update({v: Value(b._fresh(), v.type) for v in n.outs if v.name in taken})
+    if not swap:
+        return n
+    args, outs = (tuple(swap.get(v, v) for v in vs) for vs in (n.args, n.outs))
+    return Node(n.op, args, outs, n.attrs, n.origin)
+
+
 def merge(first: Graph, then: Graph, name: str = "") -> Graph:
     """Run `then` after `first` in one graph; equal names are the same tensor."""
     b = Builder(name or first.name, taken=[v.name for v in first.values()])
     swap: dict[Value, Value] = {}
     params, weights = list(first.params), {w.name: w for w in first.weights}
-    made = dict(first.results)
+    own = {p.name for p in then.params} - {p.name for p in first.params}
+    nodes = [_renamed(n, swap, b, own) for n in first.nodes]
+    made = {name: swap.get(v, v) for name, v in first.results}
     for p in then.params:
         here = made.get(p.name) or first.param(p.name)
         if here is None:
@@ -335,7 +359,6 @@ def merge(first: Graph, then: Graph, name: str = "") -> Graph:
     for w in then.weights:
         swap[w] = weights.setdefault(w.name, w)
     b._taken.update(p.name for p in params)
-    nodes = list(first.nodes)
     for n in then.nodes:
         args = tuple(swap[a] for a in n.args)
         outs = tuple(Value(b._fresh(), t) for t in OPS[n.op].types(args, n.attrs))

@@ -16,6 +16,7 @@ from arcompile.program import Program
 from arcompile.program_text import parse_program
 from arcompile.registry import Registry
 from arcompile.rewrite import Rule, rewrite
+from arcompile.text import split
 
 Keeps = Literal["values", "distribution", "bound", "quality"]
 
@@ -57,18 +58,17 @@ def register(name: str) -> Callable[[type[Pass]], type[Pass]]:
     return declare
 
 
-_ITEM = re.compile(r"\s*([\w-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+_ITEM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 
 def parse_pipeline(text: str) -> list[Pass]:
     """`"swiglu, token-shuffle{window=2}"` -> passes. Raises ArcError; evaluates literals only."""
-    found, at = [], 0
-    while at < len(text.rstrip()):
-        if not (m := _ITEM.match(text, at)):
-            raise ArcError(f"not a pass list: {text[at:][:60]!r}",
+    found = []
+    for item in split(text):
+        if not (m := _ITEM.fullmatch(item)):
+            raise ArcError(f"not a pass list: {item[:60]!r}",
                            hint="write name, name{option=value}")  # fmt: skip
         found.append(_make(m[1], m[2] or ""))
-        at = m.end()
     return found
 
 
@@ -76,7 +76,7 @@ def _make(name: str, options: str) -> Pass:
     cls = PASSES[name]
     fields = {f.name: f for f in dataclasses.fields(cls)}
     given: dict[str, Any] = {}
-    for part in filter(None, (s.strip() for s in options.split(","))):
+    for part in filter(None, split(options)):
         key, sep, raw = (s.strip() for s in part.partition("="))
         if not sep or key not in fields:
             raise ArcError(f"pass {name} has no option {key!r}", hint=did_you_mean(key, fields))
@@ -88,7 +88,7 @@ def _literal(name: str, key: str, raw: str, default: Any) -> Any:
     """The option's value, of the type of its default."""
     try:
         value = ast.literal_eval(raw)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = raw if isinstance(default, str) else None  # a bare word where text is wanted
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -109,7 +109,7 @@ def run(p: Program, passes: Sequence[Pass]) -> Program:
             new.verify()
             if debug.paranoid() and new is not p:
                 _round_trip(new)
-        except ArcError as e:
+        except Exception as e:
             before = ", ".join(map(str, passes[: i - 1])) or "none"
             e.add_note(f"in pass {i} ({each}), after: {before}")
             raise

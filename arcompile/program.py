@@ -131,8 +131,13 @@ class Program:
         _verify_cover(self)
         for g in self.graphs:
             verify(g)
+            if self.graph(g.name) is not g:
+                raise ArcError(f"two graphs are named {g.name!r}")
         if self.fold:
             verify(self.fold)
+        for name, columns in self.tables.items():
+            if len({len(c) for c in columns.values()}) != 1:
+                raise ArcError(f"the columns of table {name} differ in length, or there are none")
         _verify_feeds(self)
 
     def __str__(self) -> str:
@@ -146,7 +151,8 @@ def _verify_cover(p: Program) -> None:
     for i, s in enumerate(p.steps):
         if not set(s.commit) <= set(s.query):
             raise ArcError(f"step {i} commits positions it does not query")
-        if p.accept == "all" and done & set(s.commit):
+        twice = len(set(s.commit)) < len(s.commit) or len(set(s.query)) < len(s.query)
+        if twice or (p.accept == "all" and done & set(s.commit)):
             raise ArcError(f"step {i} commits a position twice")
         done |= set(s.commit)
     if done != set(range(p.positions)):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from arcompile.errors import ArcError, IRError
 from arcompile.ir import Type
 from arcompile.program import Call, Draw, Program, Step
-from arcompile.text import parse_attrs, parse_graph, show_graph
+from arcompile.text import MAX_TEXT, literal, parse_attrs, parse_graph, show_graph
 
 FORMAT = 1
 FOLD = "weights"  # the name of the graph that computes weights from weights
 MAX_POSITIONS = 1 << 20
+MAX_QUERIES = 1 << 24  # over all steps
 
 
 # --- runs of equal steps -------------------------------------------------------------------------
@@ -50,10 +52,13 @@ def _step_data(s: Step, at: int) -> dict[str, Any]:
 
 def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
     steps: list[Step] = []
-    at = 0
+    at = total = 0
     for r in runs:
         if len(steps) + r["times"] > MAX_POSITIONS:
             raise ArcError(f"more than {MAX_POSITIONS} steps")
+        total += r["times"] * max(_count(r["query"]), _count(r["commit"]))
+        if total > MAX_QUERIES:
+            raise ArcError(f"steps query {total} positions in all, over {MAX_QUERIES}")
         for _ in range(r["times"]):
             query, commit = (_positions(r[k], at) for k in ("query", "commit"))
             at = max(commit, default=at - 1) + 1
@@ -61,6 +66,10 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
                               (float(r["guide"][0]), float(r["guide"][1])), r["append"],
                               tuple((k, _tuples(v)) for k, v in r["set"].items())))  # fmt: skip
     return tuple(steps)
+
+
+def _count(x: int | list[int]) -> int:
+    return x if isinstance(x, int) else len(x)
 
 
 def _positions(x: int | list[int], at: int) -> tuple[int, ...]:
@@ -110,7 +119,7 @@ def from_data(data: Mapping[str, Any]) -> Program:
             tables={k: {c: tuple(v) for c, v in t.items()} for k, t in data["tables"].items()},
             mask=data["mask"], accept=data["accept"], cache=data["cache"],
         )  # fmt: skip
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as e:
+    except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as e:
         raise ArcError(f"not a program: {type(e).__name__}: {e}",
                        hint="rebuild the engine") from None  # fmt: skip
 
@@ -125,7 +134,7 @@ def show_program(p: Program) -> str:
     lines += [f"  state {k}: {t}" for k, t in p.state]
     lines += [f"  draw {d}" for d in p.draws]
     for name, columns in p.tables.items():
-        lines += [f"  table {name}.{c} = {list(v)!r}" for c, v in columns.items()]
+        lines += [f"  table {name}.{c} = {literal(list(v))}" for c, v in columns.items()]
     lines += [f"  prompt {' '.join(map(str, p.prompt))}"] if p.prompt else []
     lines += [f"  steps {_show_run(r)}" for r in _runs(p.steps)]
     lines += [f"  finish {' '.join(map(str, p.finish))}"] if p.finish else []
@@ -138,7 +147,7 @@ def _show_run(r: dict[str, Any]) -> str:
     extra = {"guide": (a, b)} if (a, b) != (0.0, 1.0) else {}
     extra |= {"append": r["append"]} if r["append"] else {}
     extra |= {f"set.{k}": v for k, v in r["set"].items()}
-    tail = " ".join(f"{k}={v!r}".replace(" ", "") for k, v in extra.items())
+    tail = " ".join(f"{k}={literal(v)}".replace(" ", "") for k, v in extra.items())
     same = r["query"] == r["commit"]
     span = _span(r["query"]) + ("" if same else ">" + _span(r["commit"]))
     return f"{r['times']} x {span} : {' '.join(r['calls'])}" + (f" ; {tail}" if tail else "")
@@ -148,7 +157,7 @@ def _span(x: int | list[int]) -> str:
     return str(x) if isinstance(x, int) else str(x).replace(" ", "")
 
 
-_RUN = re.compile(r"(\d+) x ([^ >]+)(?:>(\S+))? : ([^;]+?)(?: ; (.+))?")
+_RUN = re.compile(r"([0-9]{1,9}) x ([^ >]+)(?:>(\S+))? : ([^;]+?)(?: ; (.+))?")
 
 
 def _parse_run(text: str) -> dict[str, Any]:
@@ -168,23 +177,30 @@ def _parse_run(text: str) -> dict[str, Any]:
     return r
 
 
-_HEAD = re.compile(r"program (\S+) positions=(\d+) mask=(\w+) accept=(\w+)")
-_DRAW = re.compile(r"(\w+): (\w+) x (\d+) per (\w+)")
+_HEAD = re.compile(r"program (\S+) positions=([0-9]{1,9}) mask=(\w+) accept=(\w+)")
+_DRAW = re.compile(r"(\w+): (\w+) x ([0-9]{1,9}) per (\w+)")
 
 
 def parse_program(text: str) -> Program:
     """Read what `str(program)` wrote. Raises ArcError; never executes anything."""
-    head, *graphs = re.split(r"(?m)^(?=graph )", text.strip())
-    lines = [s for line in head.splitlines() if (s := line.strip()) and not s.startswith("#")]
-    if not lines or not (m := _HEAD.fullmatch(lines[0])):
+    if len(text) > MAX_TEXT:
+        raise IRError(f"program text of {len(text)} bytes is over the limit of {MAX_TEXT}")
+    head, *graphs = re.split(r"(?m)^(?=graph )", text)
+    lines = [(i, line.strip()) for i, line in enumerate(head.splitlines(), 1)]
+    lines = [(i, s) for i, s in lines if s and not s.startswith("#")]
+    if not lines or not (m := _HEAD.fullmatch(lines[0][1])):
         raise IRError("line 1: expected `program name positions=N mask=causal accept=all`")
     data: dict[str, Any] = {"format": FORMAT, "name": m[1], "positions": int(m[2]), "mask": m[3],
                             "accept": m[4], "cache": "full", "inputs": {}, "state": {},
                             "draws": [], "tables": {}, "prompt": [], "steps": [],
                             "finish": []}  # fmt: skip
-    for line in lines[1:]:
-        _read_line(line, data)
-    read = [parse_graph(g) for g in graphs]
+    for i, line in lines[1:]:
+        try:
+            _read_line(line, data)
+        except IRError as e:
+            raise IRError(f"line {i}: {e.what}", hint=e.hint) from None
+    starts = accumulate((g.count("\n") for g in [head, *graphs]), initial=1)
+    read = [parse_graph(g, at) for g, at in zip(graphs, [*starts][1:], strict=False)]
     fold = next((g for g in read if g.name == FOLD), None)
     return replace(from_data(data), graphs=tuple(g for g in read if g is not fold), fold=fold)
 

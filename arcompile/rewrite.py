@@ -83,6 +83,16 @@ class _Walk:
         for a in n.args:
             self.readers[a] = self.readers.get(a, 0) + 1
 
+    def retire(self, n: Node) -> None:
+        """Node n is replaced: it reads nothing any more, nor do those whom only it read."""
+        gone = [n]
+        while gone:
+            for a in gone.pop().args:
+                self.readers[a] -= 1
+                made = self.made.get(a)
+                if made is not None and not any(self.readers.get(v) for v in made.outs):
+                    gone.append(made)
+
     def shared(self, n: Node, root: Node, inner: list[Node]) -> bool:
         """Does anybody outside the match read a result of inner node n?"""
         if n is root:
@@ -134,6 +144,7 @@ def _attrs(want: Mapping[str, Any], have: Mapping[str, Any], bound: dict[str, An
 def rewrite(g: Graph, rules: Sequence[Rule], by: str = "") -> Graph:
     """One walk, producers first; what a rule emits is walked again, so rules feed each other."""
     b = Builder(g.name, taken=[v.name for v in g.values()])
+    b.weights.update({w.name: w for w in g.weights})
     walk, fired, fuel = _Walk(g), False, 100 * len(g.nodes) + 100
     todo = list(reversed(g.nodes))
     while todo:
@@ -148,17 +159,17 @@ def rewrite(g: Graph, rules: Sequence[Rule], by: str = "") -> Graph:
         fired = True
         walk.swap.update(zip(n.outs, outs, strict=True))
         for v, new in zip(n.outs, outs, strict=True):
-            walk.readers[new] = walk.readers.get(new, 0) + walk.readers.get(v, 0)
+            walk.readers[new] = walk.readers.get(new, 0) + walk.readers.pop(v, 0)
         emitted = b.take()
         for e in emitted:
             walk._count(e)
+        walk.retire(n)
         todo += reversed(emitted)
     if not fired:
         return g
     order = list(dict.fromkeys(walk.redirect(n) for n in _once(walk.made.values())))
     results = [(name, walk.final(r)) for name, r in g.results]
-    weights = {w.name: w for w in g.weights} | b.weights
-    return dce(g.with_nodes(order, results, weights.values()))
+    return dce(g.with_nodes(order, results, b.weights.values()))
 
 
 def _once(nodes: Any) -> list[Node]:
@@ -170,8 +181,7 @@ def _fire(rules: Sequence[Rule], walk: _Walk, n: Node, b: Builder) -> tuple[Valu
         if (bound := rule.match(walk, n)) is None:
             continue
         names = inspect.signature(rule.replace).parameters
-        if "node" in names:
-            bound["node"] = n
+        bound["node"] = n
         try:
             wanted = inspect.signature(rule.check).parameters
             some = any(p.kind is p.VAR_KEYWORD for p in wanted.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import Any
 
@@ -16,9 +17,19 @@ MAX_TEXT = 64 << 20  # bytes of IR text we agree to parse
 def show_node(n: Node) -> str:
     outs = ", ".join(map(str, n.outs))
     args = ", ".join(map(str, n.args))
-    attrs = ", ".join(f"{k}={v!r}" for k, v in sorted(n.attrs.items()))
+    attrs = ", ".join(f"{k}={literal(v)}" for k, v in sorted(n.attrs.items()))
     types = ", ".join(str(v.type) for v in n.outs)
     return f"{outs} = {n.op}({args}){' {' + attrs + '}' if attrs else ''} : {types}"
+
+
+def literal(v: Any) -> str:
+    """A Python literal that reads back as `v`; infinity is a number too large to hold."""
+    if isinstance(v, float) and math.isinf(v):
+        return "1e999" if v > 0 else "-1e999"
+    if isinstance(v, tuple | list):
+        body = ", ".join(map(literal, v)) + ("," if isinstance(v, tuple) and len(v) == 1 else "")
+        return f"({body})" if isinstance(v, tuple) else f"[{body}]"
+    return repr(v)
 
 
 def show_graph(g: Graph, mark: Node | None = None, why: str = "") -> str:
@@ -40,15 +51,19 @@ _NODE = re.compile(
 _WEIGHT = re.compile(r"(@\S+) : (\S+)")
 
 
-def parse_graph(text: str) -> Graph:
-    """Read one graph. Raises IRError with the line number; never executes anything."""
+def parse_graph(text: str, first: int = 1) -> Graph:
+    """Read one graph. Raises IRError with the line number; never executes anything.
+
+    first: the number of the text's first line in the file it comes from.
+    """
     if len(text) > MAX_TEXT:
         raise IRError(f"IR text of {len(text)} bytes is over the limit of {MAX_TEXT}")
-    lines = [(i, line.strip()) for i, line in enumerate(text.strip().splitlines(), 1)]
+    lines = [(i, line.strip()) for i, line in enumerate(text.splitlines(), first)]
     lines = [(i, s) for i, s in lines if s and not s.startswith("#")]
     if not lines or not (head := _HEAD.fullmatch(lines[0][1])):
-        raise IRError("line 1: expected `graph name(params) {`")
-    return _Parser().read(head, lines[1:])
+        at = lines[0][0] if lines else first
+        raise IRError(f"line {at}: expected `graph name(params) {{`")
+    return _Parser().read(head, lines)
 
 
 class _Parser:
@@ -56,14 +71,16 @@ class _Parser:
         self.env: dict[str, Value] = {}
 
     def read(self, head: re.Match[str], lines: list[tuple[int, str]]) -> Graph:
-        params = [self._param(p) for p in _split(head[2])]
+        params: list[Value] = []
         weights: list[Value] = []
         nodes: list[Node] = []
         results: tuple[tuple[str, Value], ...] = ()
         for i, line in lines:
             try:
-                if line.startswith("return "):
-                    results = tuple(self._result(r) for r in _split(line.removeprefix("return ")))
+                if line == head[0]:
+                    params += [self._param(p) for p in split(head[2])]
+                elif line.split(" ")[0] == "return":
+                    results = tuple(self._result(r) for r in split(line.removeprefix("return")))
                 elif m := _WEIGHT.fullmatch(line):
                     weights.append(self._define(m[1], m[2]))
                 elif m := _NODE.fullmatch(line):
@@ -98,8 +115,8 @@ class _Parser:
         return name, self._use(value)
 
     def _node(self, m: re.Match[str]) -> Node:
-        args = tuple(self._use(a) for a in _split(m["args"]))
-        names, types = _split(m["outs"]), _split(m["types"])
+        args = tuple(self._use(a) for a in split(m["args"]))
+        names, types = split(m["outs"]), split(m["types"])
         if len(names) != len(types):
             raise IRError(f"{len(names)} results but {len(types)} types")
         outs = tuple(self._define(o, t) for o, t in zip(names, types, strict=True))
@@ -109,23 +126,24 @@ class _Parser:
 def parse_attrs(text: str) -> dict[str, Any]:
     """`k=v, k=v` with Python literals for values. Raises IRError."""
     found: dict[str, Any] = {}
-    for part in _split(text):
+    for part in split(text):
         key, sep, raw = part.partition("=")
         try:
             if not sep or not key.strip().isidentifier():
                 raise ValueError
             found[key.strip()] = ast.literal_eval(raw.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             raise IRError(f"not an attribute: {part[:80]!r}", hint="write k=literal") from None
     return found
 
 
-def _split(text: str) -> list[str]:
+def split(text: str) -> list[str]:
     """Split on the commas outside brackets and quotes."""
-    parts, depth, start, quote = [], 0, 0, ""
+    parts, depth, start, quote, escaped = [], 0, 0, "", False
     for i, c in enumerate(text):
         if quote:
-            quote = "" if c == quote else quote
+            quote = "" if c == quote and not escaped else quote
+            escaped = c == "\\" and not escaped
         elif c in "'\"":
             quote = c
         elif c == "," and depth == 0:

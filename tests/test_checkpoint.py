@@ -204,11 +204,13 @@ def test_match_lists_everything(tmp_path: Path) -> None:
     held = {"layers.0.wq.weight": one.expand(2, 3), "norm": one.expand(3), "freqs_cis": one}
     weights = open_checkpoint(saved(tmp_path / "x.pt", held)).weights()
     match(weights, {"layers.0.wq.weight": (2, 3), "norm": (3,)}, ignore=["freqs*"])
+    with pytest.raises(ArcError, match="0 missing, 0 misshapen, 1 unexpected"):
+        match(weights, {"layers.0.wq.weight": (2, 3), "norm": (3,)})
     expected = {"layers.0.wq.weigth": (2, 3), "norm": (4,), "head": (5,)}
     with pytest.raises(ArcError) as e:
         match(weights, expected, what="LlamaGen")
     assert str(e.value).endswith("is not LlamaGen: 2 missing, 1 misshapen, 2 unexpected of 3")
-    notes = "\n".join(e.value.__notes__)
+    notes = e.value.details
     assert "missing 'layers.0.wq.weigth' (2, 3), near 'layers.0.wq.weight'" in notes
     assert "misshapen 'norm': (3,), expected (4,)" in notes
     assert "missing 'head' (5,)" in notes
@@ -376,10 +378,11 @@ def test_tuple_bombs(tmp_path: Path) -> None:
 def test_memory_bombs_in_pickles(tmp_path: Path) -> None:
     memo = b"\x80\x02}r\xff\xff\xff\xff."  # the C unpickler's memo would take 64 GB
     array = b"\x80\x05\x96" + (1 << 40).to_bytes(8, "little") + b"."
-    for pickled in (memo, array):
+    for pickled, complaint in ((memo, "holds nothing"), (array, "KeyError: '150'")):
         with zipfile.ZipFile(tmp_path / "x.pt", "w") as z:
             z.writestr("x/data.pkl", pickled)
-        assert "x.pt" in why(tmp_path / "x.pt")
+            z.writestr("x/version", "3")
+        assert complaint in why(tmp_path / "x.pt")
 
 
 def test_zips_that_lie(tmp_path: Path) -> None:
@@ -398,6 +401,19 @@ def test_zips_that_lie(tmp_path: Path) -> None:
     twice[entry : entry + 4] = at[0].to_bytes(4, "little")
     (tmp_path / "y.pt").write_bytes(twice)
     assert "overlaps" in why(tmp_path / "y.pt")
+    for field in (8, 10):  # the flags say encrypted, the method says deflated
+        changed = bytearray(path.read_bytes())
+        changed[changed.index(b"PK\1\2") + field] |= 9
+        (tmp_path / "y.pt").write_bytes(changed)
+        assert "record 'x/data.pkl' is compressed, encrypted" in why(tmp_path / "y.pt")
+
+
+def test_torch_warnings_stay_inside(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "x.pt", pickle_protocol=3)
+    torch.load(tmp_path / "x.pt", weights_only=True)
+    assert "pickle protocol 3" in str(recwarn.pop().message)
+    assert list(read_all(tmp_path / "x.pt")) == ["a"]
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy"])
@@ -555,6 +571,8 @@ def test_digest_is_remembered(tmp_path: Path, cache: Path, monkeypatch: pytest.M
     key = next(iter(json.loads((cache / "digests.json").read_text())))
     (cache / "digests.json").write_text(json.dumps({key: "f" * 64}))
     assert digest(path) == "f" * 64  # it was not read again
+    (cache / "digests.json").write_text(json.dumps({key: "f" * 63}))
+    assert digest(path) == ABC
     os.utime(path, ns=(1, 1))
     assert digest(path) == ABC
     monkeypatch.setenv("ARC_CACHE", str(path / "not a folder"))

@@ -41,9 +41,9 @@ class Entry:
 class _Method(torch.nn.Module):
     """A module whose forward is one method of `owner`, over a dict of inputs."""
 
-    def __init__(self, owner: torch.nn.Module, method: Callable[..., Any]):
+    def __init__(self, method: Callable[..., Any]):
         super().__init__()
-        self.owner = owner
+        self.owner = method.__self__  # type: ignore[attr-defined]
         self._method = method
 
     def forward(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -51,21 +51,26 @@ class _Method(torch.nn.Module):
 
 
 def call(module: torch.nn.Module, entry: Entry) -> Graph:
-    """Export one entry of one of our model modules. Raises ArcError."""
-    return export(_Method(module, entry.method), entry.inputs, name=entry.name, strip="owner.")
+    """Export one entry of one of our model modules. Raises ArcError.
+
+    Only the submodule that owns the method is traced: torch spends time on every parameter.
+    """
+    method = _Method(entry.method)
+    path = next(name for name, m in module.named_modules() if m is method.owner)
+    return export(method, entry.inputs, name=entry.name, rename=("owner.", f"{path}." * bool(path)))
 
 
 def export(module: torch.nn.Module, inputs: Mapping[str, str], *, name: str = "step",
-           strip: str = "") -> Graph:  # fmt: skip
+           rename: tuple[str, str] = ("", "")) -> Graph:  # fmt: skip
     """The graph of `module(inputs: dict) -> dict`, or of `module(*inputs)` -> tensor(s).
 
     inputs: name -> IR type such as "f32[b,3,h,w]"; symbolic sizes stay symbolic. Weights are named
-    as in the state dict. Raises ArcError naming every unknown op and the module it came from.
+    as in the state dict, with one prefix renamed. Raises ArcError naming every unknown op and the module it came from.
     """
     types = {k: Type.parse(t) for k, t in inputs.items()}
     by_dict = isinstance(module, _Method)
     program = _trace(module, types, by_dict)
-    g = _Reader(name, program, types, strip).read()
+    g = _Reader(name, program, types, rename).read()
     verify(g)
     return dce(g)
 
@@ -91,19 +96,26 @@ def _trace(module: torch.nn.Module, types: Mapping[str, Type], by_dict: bool) ->
                 module.eval(), args, {"inputs": made} if by_dict else None,
                 dynamic_shapes=shapes if by_dict else tuple(dynamic.values()),
             )  # fmt: skip
-            return found.run_decompositions({})
+            return found.run_decompositions({}) if _mutates(found) else found
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as e:
             first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise ArcError(f"torch.export cannot trace {type(module).__name__}: {first}",
                            hint="avoid data-dependent Python control flow") from e  # fmt: skip
 
 
+def _mutates(program: Any) -> bool:
+    """Are there in-place ops to be made functional? That second trace takes most of the time."""
+    schemas = (getattr(n.target, "_schema", None) for n in program.graph.nodes)
+    return any(s is not None and s.is_mutable for s in schemas)
+
+
 class _Reader:
-    def __init__(self, name: str, program: Any, types: Mapping[str, Type], strip: str):
-        self.b, self.program, self.strip = Builder(name), program, strip
+    def __init__(self, name: str, program: Any, types: Mapping[str, Type],
+                 rename: tuple[str, str]):  # fmt: skip
+        self.b, self.program, self.prefix = Builder(name), program, rename
         self.types = types
         self.env: dict[str, Any] = {}
-        self.rename: dict[str, str] = {}
+        self.symbols: dict[str, str] = {}
         self.unknown: list[tuple[str, str]] = []  # op, module path
         self.lost: set[str] = set()  # nodes that depend on an unknown op
 
@@ -141,16 +153,22 @@ class _Reader:
             name, t = next(names)
             for d, s in zip(t.shape, shape, strict=True):
                 if isinstance(d, str) and isinstance(s, torch.SymInt):
-                    self.rename[str(s.node.expr)] = d
+                    self.symbols[str(s.node.expr)] = d
             self.env[n.name] = self.b.param(name, t)
         else:
-            key = str(spec.target).removeprefix(self.strip)
+            key = self._named(str(spec.target))
             self.env[n.name] = self.b.weight(key, Type(dtype, tuple(int(s) for s in shape)))
+
+    def _named(self, name: str) -> str:
+        old, new = self.prefix
+        if name == old.rstrip("."):
+            return new.rstrip(".")
+        return new + name.removeprefix(old) if name.startswith(old) else name
 
     def _dim(self, s: Any) -> Dim:
         if isinstance(s, int):
             return s
-        text = re.sub(r"[A-Za-z_]\w*", lambda m: self.rename.get(m[0], m[0]), str(s.node.expr))
+        text = re.sub(r"[A-Za-z_]\w*", lambda m: self.symbols.get(m[0], m[0]), str(s.node.expr))
         try:
             return dims.parse_dim(text.replace(" ", ""))
         except IRError:
@@ -178,8 +196,7 @@ class _Reader:
         if "assert" in op or "sym_constrain" in op:
             return
         stack = list((n.meta.get("nn_module_stack") or {}).values())
-        where = (stack[-1][0] if stack else "").removeprefix(self.strip.rstrip(".")).strip(".")
-        self.b.origin = where or "(top)"
+        self.b.origin = self._named(stack[-1][0] if stack else "") or "(top)"
         if any(a.name in self.lost for a in n.all_input_nodes):
             self.lost.add(n.name)
             return

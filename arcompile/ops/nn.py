@@ -38,11 +38,10 @@ def _conv2d(x: Type, w: Type, *bias: Type, stride: int = 1, pads: tuple[int, ...
 
 
 def _conv_size(n: Dim, k: Dim, pad: int, stride: int) -> Dim:
-    assert isinstance(k, int)
-    if isinstance(n, int):
+    if isinstance(n, int) and isinstance(k, int):
         return (n + pad - k) // stride + 1
     if stride == 1:
-        return dims.add(n, pad - k + 1)
+        return dims.add(dims.add(n, pad + 1), k, -1)
     raise IRError(f"cannot stride over the symbolic size {n}")
 
 

@@ -332,14 +332,15 @@ def _reduced(x: Type, *, axes: tuple[int, ...], keepdims: bool = False, **_: Any
     return Type(x.dtype, tuple(kept))
 
 
-for _name, _red in {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min}.items():
-
-    def _reduce(
-        x: Array, *, axes: tuple[int, ...], keepdims: bool = False, fn: Any = _red
-    ) -> Array:
+def _reduction(fn: Any) -> Callable[..., Array]:
+    def reduce(x: Array, *, axes: tuple[int, ...], keepdims: bool = False) -> Array:
         return fn(x, axis=tuple(axes), keepdims=keepdims).astype(x.dtype)
 
-    op(_name, _reduced)(_reduce)
+    return reduce
+
+
+for _name, _red in {"sum": np.sum, "mean": np.mean, "max": np.max, "min": np.min}.items():
+    op(_name, _reduced)(_reduction(_red))
 
 
 def _argmax(x: Type, *, axis: int) -> Type:

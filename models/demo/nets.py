@@ -314,3 +314,26 @@ class GPT(nn.Module):
         for layer, kv in zip(self.layers, past, strict=True):
             x = layer(x, self.table[slot:slot + 1], kv)
         return self.output(self.norm(x))[:, 0].float()
+
+
+# -------------------------------------------------------------------- judge
+
+
+class JudgeNet(nn.Module):
+    """Four stride-2 convolutions, one hidden layer: scores of 6 shapes, "none", 6 colours."""
+
+    def __init__(self, widths: tuple[int, ...] = (24, 32, 48, 64), hidden: int = 64) -> None:
+        super().__init__()
+        fan = (3, *widths)
+        self.conv = nn.ModuleList(
+            nn.Conv2d(fan[i], fan[i + 1], k, stride=2, padding=k // 2)
+            for i, k in enumerate((5, 3, 3, 3)))
+        self.hidden = nn.Linear(widths[-1] * 16, hidden)
+        self.head = nn.Linear(hidden, 13)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[b, 3, 64, 64] -> [b, 13]."""
+        for conv in self.conv:
+            x = F.relu(conv(x))
+        x = x.permute(0, 2, 3, 1).flatten(1)  # row, column, channel, as the judge flattens
+        return self.head(F.relu(self.hidden(x)))

@@ -19,15 +19,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from arcompile.models.demo import drawings
-from arcompile.models.demo.nets import GPT, VQ
+from arcompile.models.demo import drawings, flaws
+from arcompile.models.demo.nets import GPT, VQ, JudgeNet
 
 HERE = Path(__file__).parent
 SEED = 20
 PICTURES = 36 * 1500
-VQ_CROPS, VQ_STEPS = 1600, 2800  # steps on 32x32 crops, steps in all
-VQ_PLAIN = 200                   # steps before the codes come in
+VQ_PLAIN = 200      # steps before the codes come in
+VQ_CROPS = 1300     # steps on 32x32 crops; whole pictures after
+VQ_FROZEN = 1550    # steps after which codes are final and only the decoder learns
+VQ_STEPS = 2300
+JUDGE_STEPS = 2500
+GPT_STEPS, GPT_BATCH = 2400, 48
 GRID = 8
+SAMPLING = {"guidance": 2.0, "temperature": 1.0, "top_k": 0}
 
 
 def log(*words: object) -> None:
@@ -138,38 +143,135 @@ def likeness(y: Tensor, x: Tensor) -> Tensor:
     return (y - x).abs().mean() + (y - x).square().mean() + sharp
 
 
-def vq_loss(model: VQ, x: Tensor, step: int) -> tuple[Tensor, str]:
-    """Straight-through loss; the first steps are a plain autoencoder, to give codes a place."""
-    with torch.autocast("cpu", torch.bfloat16):
-        z = model.latent(x)
-    flat = z.detach().flatten(0, 2)
-    book = model.quantize
+def quantise(model: VQ, z: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Unit vectors -> (what the decoder sees, commitment loss); codes move until VQ_FROZEN.
+
+    The first steps are a plain autoencoder, to give the codes a place.
+    """
+    flat, book = z.detach().flatten(0, 2), model.quantize
     if step == VQ_PLAIN:
         book.embedding.weight.copy_(flat[torch.randint(len(flat), (len(book.count),))])
-    commit, used, code = torch.zeros(()), 0, z
-    if step >= VQ_PLAIN:
-        index = book.nearest(flat)
-        code = book.unit()[index].view(z.shape)
-        commit, used = (z - code).square().sum(-1).mean(), len(index.unique())
-        code = z + (code - z).detach()
+    if step < VQ_PLAIN:
+        return z, torch.zeros(())
+    index = book.nearest(flat)
+    code = book.unit()[index].view(z.shape)
+    if step < VQ_FROZEN:
         book.learn(flat, index)
+    return z + (code - z).detach(), (z - code).square().sum(-1).mean()
+
+
+def vq_loss(model: VQ, x: Tensor, step: int) -> tuple[Tensor, str]:
+    """Likeness of the picture that comes back, and how far cells lie from their codes."""
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(step < VQ_FROZEN):
+        z = model.latent(x)
+    code, commit = quantise(model, z, step)
     with torch.autocast("cpu", torch.bfloat16):
         y = model.picture(code).float()
-    return likeness(y, x) + 0.25 * commit, f"commit {commit.item():.4f} used {used}"
+    like = likeness(y, x)
+    return like + 0.25 * commit, f"like {like.item():.4f} commit {commit.item():.4f}"
 
 
-def train_vq(work: Path) -> VQ:
-    """The tokenizer: cheap 32x32 crops first, whole pictures after."""
+def freeze(run: Run, out: Path) -> None:
+    """Fix encoder and codes at their running averages; the transformer may start from here."""
+    model, mean = run.model, run.average
+    for part in ("encoder", "quant_conv", "quantize"):
+        getattr(model, part).load_state_dict(getattr(mean, part).state_dict())
+    write(out / "demo_vq.safetensors", mean, {"grid": str(GRID), "state": "unfinished"})
+
+
+def train_vq(work: Path, out: Path) -> None:
+    """The tokenizer: cheap crops first, whole pictures after, the decoder alone at the end."""
     torch.manual_seed(SEED)
     data, model = pictures(work), VQ()
-    run = Run(work / "vq.pt", model, lr=1.5e-3, decay=0.995)
+    run = Run(work / "vq.pt", model, lr=2e-3, decay=0.99)
 
     def loss_at(step: int) -> tuple[Tensor, str]:
-        n, crop = (24, 32) if step < VQ_CROPS else (12, 64)
+        if step == VQ_FROZEN:
+            freeze(run, out)
+        n, crop = (16, 32) if step < VQ_CROPS else (8, 64)
         return vq_loss(model, pick(data, step, n, crop), step)
 
     run.train(VQ_STEPS, loss_at)
-    return run.average
+    write(out / "demo_vq.safetensors", run.average,
+          {"grid": str(GRID), "seconds": f"{run.seconds:.0f}"})
+
+
+# -------------------------------------------------------------------- judge
+
+
+def judge_loss(model: JudgeNet, data: np.ndarray, step: int) -> tuple[Tensor, str]:
+    """Two thirds drawings, half of them worn; one third flawed pictures of shape "none"."""
+    n, spoilt = 96, 48
+    rng = np.random.default_rng((SEED, 1, step))
+    noise = torch.Generator().manual_seed(step)
+    rows = np.sort(rng.choice(len(data), n + spoilt, replace=False))
+    rng.shuffle(rows)
+    x = to_signed(data[rows])
+    fine, worn, bad = x[:n // 2], flaws.wear(x[n // 2:n], noise), flaws.flawed(x[n:], noise)
+    y = model(torch.cat([fine, worn, bad]))
+    shape, colour = (torch.from_numpy(v) for v in np.divmod(rows % len(drawings.CLASS_NAMES), 6))
+    shape[n:] = 6
+    loss = F.cross_entropy(y[:, :7], shape) + F.cross_entropy(y[:n, 7:], colour[:n])
+    return loss, f"right {(y[:, :7].argmax(1) == shape).float().mean().item():.3f}"
+
+
+def train_judge(work: Path, out: Path) -> None:
+    torch.manual_seed(SEED)
+    data, model = pictures(work), JudgeNet()
+    run = Run(work / "judge.pt", model, lr=2e-3, decay=0.995)
+    run.train(JUDGE_STEPS, lambda step: judge_loss(model, data, step))
+    write(out / "demo_judge.safetensors", run.average, {"seconds": f"{run.seconds:.0f}"})
+
+
+# ------------------------------------------------------------- transformer
+
+
+def tokens(work: Path, vq: VQ) -> Tensor:
+    """The codes of all training pictures, made once; int64 [n, 64]."""
+    path = work / "tokens.npy"
+    if not path.exists():
+        log("encoding", PICTURES, "pictures")
+        data = pictures(work)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            parts = [vq.encode(to_signed(data[i:i + 64])) for i in range(0, len(data), 64)]
+        np.save(path, torch.cat(parts).flatten(1).numpy().astype(np.int16))
+    return torch.from_numpy(np.load(path)).long()
+
+
+def gpt_loss(model: nn.Module, codes: Tensor, step: int) -> tuple[Tensor, str]:
+    """Next-code cross-entropy; a tenth of the labels are hidden, for guidance."""
+    rng = torch.Generator().manual_seed(step)
+    rows = torch.randint(len(codes), (GPT_BATCH,), generator=rng)
+    null = len(drawings.CLASS_NAMES)
+    hidden = torch.rand(GPT_BATCH, generator=rng) < 0.1
+    label = (rows % null).masked_fill(hidden, null)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(label, codes[rows])
+    return F.cross_entropy(logits.flatten(0, 1).float(), codes[rows].flatten()), ""
+
+
+def train_gpt(work: Path, out: Path) -> None:
+    torch.manual_seed(SEED)
+    vq = VQ()
+    vq.load_state_dict(load_file(out / "demo_vq.safetensors"))
+    codes, model = tokens(work, vq.float()), GPT()
+    run = Run(work / "gpt.pt", model, lr=2e-3, decay=0.998)
+    fast = torch.compile(model)
+    run.train(GPT_STEPS, lambda step: gpt_loss(fast, codes, step))
+    write(out / "demo_gpt.safetensors", run.average, {
+        "family": "llamagen", "n_head": "6", "grid": str(GRID),
+        "class_names": json.dumps(drawings.CLASS_NAMES), "sampling": json.dumps(SAMPLING),
+        "seconds": f"{run.seconds:.0f}"})
+
+
+# -------------------------------------------------------------------- files
+
+
+def write(path: Path, model: nn.Module, notes: dict[str, str]) -> None:
+    """Store the weights as f16 with `notes` in the header."""
+    tensors = {k: v.half().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, path, {"licence": "Apache-2.0", "seed": str(SEED), **notes})
+    log("wrote", path.name, path.stat().st_size, "bytes")
 
 
 def main() -> None:
@@ -177,9 +279,14 @@ def main() -> None:
     parser.add_argument("stage", choices=("judge", "vq", "gpt", "all"))
     parser.add_argument("--work", type=Path, default=Path("out/demo"))
     parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    train_vq(args.work)
+    stages = {"judge": train_judge, "vq": train_vq, "gpt": train_gpt}
+    for name, stage in stages.items():
+        if args.stage in (name, "all"):
+            stage(args.work, args.out)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,5 @@
+"""python -m arcompile"""
+
+from arcompile.cli import main
+
+main()

@@ -1,0 +1,235 @@
+"""build: a checkpoint in, an engine folder out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import arcompile
+from arcompile.checkpoint import digest, open_checkpoint
+from arcompile.errors import MACHINE, ArcError
+from arcompile.pipeline import Pass, parse_pipeline, run
+from arcompile.program import Program
+from arcompile.program_text import to_data
+from arcompile.runtime import bundle
+from arcompile.runtime.engine import Engine, load
+from arcompile.sampling import sample_graph
+from arcompile.target import TARGETS
+from arcompile.weights import Store
+
+if TYPE_CHECKING:
+    from arcompile.family import Family, Model
+
+Options = Mapping[str, Any]
+Report = Callable[[str, float], None]
+TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
+
+
+def build(
+    checkpoint: str | Path,
+    *,
+    decoder: str | Path | None = None,
+    family: str | None = None,
+    target: str = "ort-cpu",
+    dtype: str = "f32",
+    passes: str | Sequence[Pass] | None = None,
+    options: Options | None = None,
+    out: str | Path | None = None,
+    progress: Report = lambda stage, share: None,
+) -> Engine:
+    """Compile a checkpoint to an engine folder, and load it.
+
+    checkpoint: a published file or folder, or the name of a shipped demo. passes: extra passes
+    after the target's own, as text such as "int8, kv-hack{ratio=0.5}" or as objects. options:
+    what tensors cannot show. out: the folder (default: one in the cache, by content). The same
+    inputs again are a cache hit. Raises ArcError; writes the whole engine or nothing.
+    """
+    checkpoint, decoder = _resolve(checkpoint, decoder)
+    chosen = TARGETS[target]
+    if dtype not in chosen.dtypes:
+        raise ArcError(f"target {target} has no dtype {dtype!r}",
+                       hint=f"it takes {', '.join(chosen.dtypes)}")  # fmt: skip
+    pipeline = parse_pipeline(chosen.passes)
+    pipeline += parse_pipeline(passes) if isinstance(passes, str) else list(passes or ())
+    key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {})
+    folder = Path(out) if out is not None else cache() / "engines" / key[:24]
+    if (hit := _cached(folder, key)) is not None:
+        progress("cached", 1.0)
+        return hit
+    with bundle.replacing(folder) as made:
+        found, model = _model(checkpoint, decoder, family, options or {}, progress)
+        program = run(_export(model, progress), pipeline)
+        progress("passes", 1.0)
+        chosen.lower(program, Store(model.weights, program.fold), made, progress)
+        _describe(made, program, model, {
+            "family": found.name, "target": target, "dtype": dtype, "key": key,
+            "passes": [str(p) for p in pipeline]})  # fmt: skip
+    return load(folder)
+
+
+def cache() -> Path:
+    """$ARC_CACHE, $XDG_CACHE_HOME/arcompile or ~/.cache/arcompile."""
+    if own := os.getenv("ARC_CACHE"):
+        return Path(own)
+    return Path(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache") / "arcompile"
+
+
+def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, Path | None]:
+    """Paths; the name of a shipped demo stands for its files."""
+    from arcompile.models.demo import DEMOS, FOLDER
+
+    path = Path(checkpoint)
+    if str(checkpoint) in DEMOS and not path.exists():
+        first, second = DEMOS[str(checkpoint)]
+        return FOLDER / first, Path(decoder) if decoder else FOLDER / second
+    return path, Path(decoder) if decoder else None
+
+
+def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str, dtype: str,
+         pipeline: Sequence[Pass], options: Options) -> str:  # fmt: skip
+    """sha256 over everything that decides what is built."""
+    parts = [arcompile.__version__, _own_digest(), checkpoint.name, digest(checkpoint),
+             decoder.name if decoder else "", digest(decoder) if decoder else "", family or "",
+             target, dtype, *map(str, pipeline),
+             json.dumps(options, sort_keys=True, default=str)]  # fmt: skip
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _own_digest() -> str:
+    """Of the compiler's own sources, by size and time: a changed pass must not hit the cache."""
+    import arcompile.models
+    import arcompile.passes
+
+    marks = []
+    for package in (arcompile, arcompile.models, arcompile.passes):
+        for folder in package.__path__:
+            for f in sorted(Path(folder).rglob("*.py")):
+                s = f.stat()
+                marks.append(f"{f.name}:{s.st_size}:{s.st_mtime_ns}")
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+
+def _cached(folder: Path, key: str) -> Engine | None:
+    """The engine that is already there, when it was built from the same inputs and is whole."""
+    try:
+        if bundle.read_manifest(folder)["key"] == key:
+            return load(folder)
+    except ArcError:
+        return None
+    return None
+
+
+def _model(checkpoint: Path, decoder: Path | None, family: str | None, options: Options,
+           progress: Report) -> tuple[Family, Model]:  # fmt: skip
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ArcError("building needs torch, which is not installed", code=MACHINE,
+                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+    from arcompile.family import Source
+
+    progress("read", 0.0)
+    held = open_checkpoint(checkpoint)
+    found, tensors = _family(held, family)
+    found.check_options(options)
+    second = open_checkpoint(decoder).weights(*found.decoder_containers) if decoder else None
+    names = (checkpoint.name, decoder.name if decoder else "")
+    model = found.model(Source(tensors, second, names, held.metadata), options)
+    progress("read", 1.0)
+    return found, model
+
+
+def _family(held: Any, name: str | None) -> tuple[Family, Any]:
+    """The named family, or the only one that claims the tensors."""
+    from arcompile.family import FAMILIES
+
+    if name is not None:
+        return FAMILIES[name], held.weights(*FAMILIES[name].containers)
+    claims, failures = [], []
+    for f in FAMILIES.all().values():
+        try:
+            tensors = held.weights(*f.containers)
+        except ArcError as e:
+            failures.append(e)
+            continue
+        if f.claims(tensors):
+            claims.append((f, tensors))
+    if not claims and failures and len(failures) == len(FAMILIES.all()):
+        raise failures[0]
+    if len(claims) != 1:
+        which = ", ".join(f.name for f, _ in claims) or "no family"
+        raise ArcError(f"{which} recognises the tensors of {held.path.name}",
+                       hint="name the family with --family; arcompile list models")  # fmt: skip
+    return claims[0]
+
+
+def _export(model: Model, progress: Report) -> Program:
+    """The program with its graphs, and the sampling chain where a graph yields logits."""
+    from arcompile.export import call
+
+    graphs = []
+    for i, entry in enumerate(model.entries):
+        progress("export", i / len(model.entries))
+        graphs.append(call(model.module, entry))
+    progress("export", 1.0)
+    called = {c.graph for c in model.program.calls()}
+    if "sample" in called - {g.name for g in graphs}:
+        logits = next(v for g in graphs if (v := g.result("logits")) is not None)
+        graphs.append(sample_graph(int(logits.type.shape[-1])))
+    return replace(model.program, graphs=tuple(graphs))
+
+
+def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, Any]) -> None:
+    """Program, labels, README, and the manifest last."""
+    (folder / "program.json").write_text(json.dumps(to_data(program)))
+    if model.labels:
+        (folder / "labels.json").write_text(json.dumps(list(model.labels)))
+    vocabulary = int(model.info.get("vocabulary", 0))
+    (folder / "README.md").write_text(_readme(facts, model, bool(program.finish)))
+    manifest = {
+        "format": bundle.FORMAT, "arcompile": arcompile.__version__, **facts,
+        "vocabulary": vocabulary, "graphs": [g.name for g in program.graphs],
+        "info": dict(model.info), "defaults": dict(model.defaults), "tools": _tools(),
+        "files": {f.name: bundle.entry(f) for f in sorted(folder.iterdir())},
+    }  # fmt: skip
+    (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _tools() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
+    given = "0" if "classes" in model.info else "{...}"
+    picture = "\n    engine.generate(" + given + ", seed=1).save('picture.png')" if draws else (
+        f"\n    engine.generate({given}, seed=1).tokens")  # fmt: skip
+    passes = ", ".join(facts["passes"]) or "none"
+    return f"""# An arcompile engine: {facts['family']}, {facts['target']}, {facts['dtype']}
+
+Run it from the shell:
+
+    arcompile generate . -o picture.png
+
+or from Python, with numpy, onnxruntime and Pillow installed (no torch):
+
+    import arcompile
+    engine = arcompile.load('.'){picture}
+
+Model: {json.dumps(dict(model.info))}
+Passes: {passes}
+`manifest.json` lists every file with its size and sha256; `program.json` is the decode loop.
+"""
+

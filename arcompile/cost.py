@@ -1,0 +1,389 @@
+"""What a program costs: flops, bytes moved and cache traffic per step, from the IR alone.
+
+Weights are read once per graph run; a cache is read up to its last filled slot, never whole. What
+depends on weights only is computed when the engine is built and is free here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from arcompile import dims
+from arcompile.ir import DTYPES, Graph, Node, Type, Value
+from arcompile.program import BUILTIN, Call, Program, Step
+from arcompile.weights import used
+
+Sizes = Mapping[str, int]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Floating-point operations, and bytes moved: weights, activations, cache."""
+
+    flops: int = 0
+    weights: int = 0
+    activations: int = 0
+    cache: int = 0
+
+    @property
+    def bytes(self) -> int:
+        return self.weights + self.activations + self.cache
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.flops + other.flops, self.weights + other.weights,
+                    self.activations + other.activations, self.cache + other.cache)  # fmt: skip
+
+    def __mul__(self, n: int) -> Cost:
+        return Cost(self.flops * n, self.weights * n, self.activations * n, self.cache * n)
+
+
+# --- one node ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _At:
+    """A node with its sizes filled in. `context`: cache slots the last query sees, None: all."""
+
+    node: Node
+    sizes: Sizes
+    context: int | None
+
+    def shape(self, v: Value) -> Shape:
+        return tuple(dims.value(d, self.sizes) for d in v.type.shape)
+
+    def count(self, v: Value) -> int:
+        return prod(self.shape(v))
+
+    def nbytes(self, v: Value) -> int:
+        return self.count(v) * DTYPES[v.type.dtype]
+
+    def visible(self, cache: Value) -> int:
+        slots = self.shape(cache)[2]
+        return slots if self.context is None else min(slots, self.context)
+
+
+# Flops per element of the first result, where it is not one.
+PER_ELEMENT = {
+    "rope": 3, "layer_norm": 8, "group_norm": 8, "rms_norm": 4, "residual_norm": 5, "l2_norm": 3,
+    "softmax": 5, "silu": 4, "sigmoid": 4, "swiglu": 5, "gelu": 8, "draw": 3, "filter_logits": 8,
+    **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",
+                     "gather", "take_along", "put_along", "cache_append", "const", "arange", "full",
+                     "cast", "upsample"), 0),
+}  # fmt: skip
+PER_INPUT = ("sum", "mean", "max", "min", "argmax", "topk")  # one flop for each element read
+
+
+def _matmul(at: _At) -> int:
+    return 2 * at.count(at.node.outs[0]) * at.shape(at.node.args[0])[-1]
+
+
+def _conv2d(at: _At) -> int:
+    return 2 * at.count(at.node.outs[0]) * prod(at.shape(at.node.args[1])[1:])
+
+
+def _resize(at: _At) -> int:
+    taps = {"bicubic": 4, "bilinear": 2}.get(at.node.attrs["mode"], 1)
+    return 4 * taps * at.count(at.node.outs[0])
+
+
+def _attention(at: _At, k: int = 1, v: int = 2) -> int:
+    """Two products and a softmax over the pairs (query, visible key)."""
+    q, keys, values = (at.node.args[i] for i in (0, k, v))
+    heads, group = at.node.attrs["heads"], at.node.attrs["kv_heads"]
+    rows, s, width = at.shape(q)
+    seen = at.visible(keys) if keys.type.rank == 4 else at.shape(keys)[1]
+    pairs = s * seen
+    if at.node.attrs.get("mask") == "causal":
+        pairs -= s * (s - 1) // 2
+    out = at.shape(values)[3] if values.type.rank == 4 else at.shape(values)[2] // group
+    return rows * heads * pairs * (2 * width // heads + 2 * out + 5)
+
+
+def _decode_attention(at: _At) -> int:
+    spun = at.count(at.node.args[0]) + at.count(at.node.args[1])
+    return 3 * spun + _attention(at, 3, 4)
+
+
+FLOPS: dict[str, Callable[[_At], int]] = {
+    "matmul": _matmul, "conv2d": _conv2d, "resize": _resize, "attention": _attention,
+    "decode_attention": _decode_attention,
+}  # fmt: skip
+
+
+def _flops(at: _At) -> int:
+    op = at.node.op
+    if op in FLOPS:
+        return FLOPS[op](at)
+    if op in PER_INPUT:
+        return at.count(at.node.args[0])
+    return PER_ELEMENT.get(op, 1) * at.count(at.node.outs[0])
+
+
+FREE = ("reshape", "const")
+ROWS = {"gather": (0,), "take_along": (0,), "rope": (1, 2), "tail": (0,), "slice": (0,),
+        "decode_attention": (6, 7)}  # operands of which only some rows are read  # fmt: skip
+
+
+def _bytes(at: _At, constant: Mapping[Value, int]) -> tuple[int, int, int]:
+    """(weights, activations, cache) bytes a node moves."""
+    n = at.node
+    if n.op in FREE:
+        return 0, 0, 0
+    caches = {v for v in (*n.args, *n.outs) if n.op in CACHED and v.type.rank == 4}
+    partial = {n.args[i] for i in ROWS.get(n.op, ()) if i < len(n.args)}
+    weights = activations = 0
+    for a in dict.fromkeys(n.args):
+        if a in caches:
+            continue
+        if a in partial:
+            activations += _rows(at, a)
+        elif a in constant:
+            weights += constant[a]
+        else:
+            activations += at.nbytes(a)
+    activations += sum(at.nbytes(v) for v in n.outs if v not in caches)
+    return weights, activations, CACHED[n.op](at) if caches else 0
+
+
+def _rows(at: _At, table: Value) -> int:
+    """What is read of a table: as much as is put out, or a row for each query of a rotation."""
+    n = at.node
+    if n.op not in ("rope", "decode_attention"):
+        return at.count(n.outs[0]) * DTYPES[table.type.dtype]
+    rows, s, _ = at.shape(n.args[0])
+    return rows * s * at.shape(table)[1] * DTYPES[table.type.dtype]
+
+
+def _appended(at: _At, cache: int, new: int) -> int:
+    return at.count(at.node.args[new]) * DTYPES[at.node.args[cache].type.dtype]
+
+
+def _read(at: _At, *operands: int) -> int:
+    """Bytes of the visible slots of those operands that are caches [r,g,S,e]."""
+    total = 0
+    for v in (at.node.args[i] for i in operands):
+        if v.type.rank == 4:
+            r, g, _, e = at.shape(v)
+            total += r * g * at.visible(v) * e * DTYPES[v.type.dtype]
+    return total
+
+
+CACHED: dict[str, Callable[[_At], int]] = {
+    "cache_append": lambda at: _appended(at, 0, 1),
+    "attention": lambda at: _read(at, 1, 2),
+    "decode_attention": lambda at: _read(at, 3, 4) + _appended(at, 3, 1) + _appended(at, 4, 2),
+}
+
+
+def node_cost(node: Node, sizes: Sizes, context: int | None = None,
+              constant: Mapping[Value, int] | None = None) -> Cost:  # fmt: skip
+    """What one run of `node` costs. constant: see `constants`; by default the weights it reads."""
+    at = _At(node, sizes, context)
+    if constant is None:
+        constant = {a: a.type.nbytes() for a in node.args if a.is_weight}
+    return Cost(_flops(at), *_bytes(at, constant))
+
+
+# --- graphs --------------------------------------------------------------------------------------
+
+
+@lru_cache(64)
+def constants(g: Graph) -> dict[Value, int]:
+    """Values that are the same in every run, and the bytes they keep in memory.
+
+    They are the weights and what is made of weights alone; literals keep nothing.
+    """
+    found = {w: w.type.nbytes() for w in g.weights}
+    for n in g.nodes:
+        fixed = all(isinstance(d, int) for v in n.outs for d in v.type.shape)
+        if fixed and all(a in found for a in n.args):
+            heavy = any(found[a] for a in n.args)
+            found.update({v: v.type.nbytes() if heavy else 0 for v in n.outs})
+    return found
+
+
+def graph_cost(g: Graph, sizes: Sizes, context: int | None = None) -> Cost:
+    """What one run of `g` costs; `context` is the number of cache slots its last query sees."""
+    constant, total = constants(g), Cost()
+    for n in g.nodes:
+        if n.outs[0] not in constant:
+            total += node_cost(n, sizes, context, constant)
+    return total
+
+
+# --- programs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step (`prompt` and `finish` are steps too): what runs, on what, and what it costs."""
+
+    name: str
+    calls: tuple[str, ...]
+    query: int
+    commit: int
+    context: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class ProgramCost:
+    """The steps in order, and the sizes that stay in memory: weights (once) and state, in bytes."""
+
+    steps: list[StepCost] = field(default_factory=list)
+    weights: int = 0
+    state: int = 0
+
+    @property
+    def total(self) -> Cost:
+        return sum((s.cost for s in self.steps), Cost())
+
+
+def program_cost(p: Program, batch: int = 1, guided: bool = True) -> ProgramCost:
+    """Every step's cost for `batch` images, twice the rows when guided."""
+    twins = guided and any(s.guide[1] != 0 or s.guide[0] > 1 for s in p.steps)
+    walk = _Walk(p, {"b": batch, "r": 2 * batch if twins else batch, "N": p.positions})
+    steps = [walk.run("prompt", p.prompt)] if p.prompt else []
+    steps += [walk.step(i, s) for i, s in enumerate(p.steps)]
+    steps += [walk.run("finish", p.finish)] if p.finish else []
+    weights = sum(v.type.nbytes() for v in used(p.graphs).values())
+    return ProgramCost(steps, weights, sum(t.nbytes(walk.sizes) for _, t in p.state))
+
+
+class _Walk:
+    """The decode loop over shapes instead of tensors."""
+
+    def __init__(self, p: Program, sizes: dict[str, int]):
+        self.p, self.sizes, self.past = p, sizes, 0
+        self.env: dict[str, Shape] = {}
+        given = {**{k: Type.parse(v) for k, v in BUILTIN.items()}, **dict(p.inputs),
+                 **dict(p.state)}  # fmt: skip
+        for name, t in given.items():
+            known = all(dims.symbols(d) <= set(sizes) for d in t.shape)
+            self.env[name] = self._shape(t, sizes) if known else ()
+        self._draw("start", p.positions)
+        self.seen: dict[tuple[Any, ...], Cost] = {}
+
+    @staticmethod
+    def _shape(t: Type, sizes: Sizes) -> Shape:
+        return tuple(dims.value(d, sizes) for d in t.shape)
+
+    def _draw(self, when: str, positions: int) -> None:
+        for d in self.p.draws:
+            if d.when == when:
+                shape = (self.sizes["b"], positions)
+                self.env[d.name] = shape if d.kind == "order" else (*shape, d.width)
+
+    def step(self, i: int, s: Step) -> StepCost:
+        for name, value in s.set:
+            self.env[name] = _shape_of(value)
+        self._draw("step", len(s.commit))
+        self._draw("loop", len(s.commit))
+        found = self.run(str(i), s.calls, len(s.query), len(s.commit), s.append)
+        self.past += s.append
+        return found
+
+    def run(self, name: str, calls: Iterable[Call], query: int = 0, commit: int = 0,
+            append: int = 0) -> StepCost:  # fmt: skip
+        total, context = Cost(), self.past + append
+        for c in calls:
+            columns = self.p.tables[c.loop] if c.loop else {}
+            self.env.update({k: () for k in columns})
+            turns = len(next(iter(columns.values()), ())) if c.loop else 1
+            total += self._call(c, context) * turns
+        return StepCost(name, tuple(map(str, calls)), query, commit, context, total)
+
+    def _call(self, call: Call, context: int) -> Cost:
+        g = self.p.graph(call.graph)
+        times = self.sizes["b"] if call.each else 1
+        sizes = self._bind(g, times)
+        for name, v in g.results:
+            shape = self._shape(v.type, sizes)
+            whole = times > 1 and shape[:1] == (1,)
+            self.env[name] = (times, *shape[1:]) if whole else shape
+        return self._graph(g, sizes, context) * times
+
+    def _bind(self, g: Graph, times: int) -> dict[str, int]:
+        """The sizes of a run, read off the shapes of its inputs."""
+        sizes: dict[str, int] = {}
+        for v in g.params:
+            shape = self.env.get(v.name, ())
+            if times > 1 and shape[:1] == (times,):  # one image of several
+                shape = (1, *shape[1:])
+            for d, n in zip(v.type.shape, shape, strict=False):
+                if isinstance(d, str) and d.isidentifier():
+                    sizes.setdefault(d, n)
+        return {**{d: self.sizes.get(d, 1) for d in _symbols(g)}, **sizes}
+
+    def _graph(self, g: Graph, sizes: Sizes, context: int) -> Cost:
+        """A graph's cost grows by the same amount with every slot, until a cache is full."""
+        full = _slots(g)
+        context = min(context, max(full, default=0))
+        key = (g, *sorted(sizes.items()))
+        if context > min(full, default=0):
+            return self._once((*key, context), g, sizes, context)
+        zero = self._once((*key, 0), g, sizes, 0)
+        return zero + (self._once((*key, 1), g, sizes, 1) + zero * -1) * context
+
+    def _once(self, key: tuple[Any, ...], g: Graph, sizes: Sizes, context: int) -> Cost:
+        if key not in self.seen:
+            self.seen[key] = graph_cost(g, sizes, context)
+        return self.seen[key]
+
+
+@lru_cache(64)
+def _symbols(g: Graph) -> frozenset[str]:
+    return frozenset(s for v in g.params for d in v.type.shape for s in dims.symbols(d))
+
+
+@lru_cache(64)
+def _slots(g: Graph) -> frozenset[int]:
+    """The sizes of the caches that `g` attends over."""
+    found = (a.type.shape[2] for n in g.nodes if n.op in CACHED for a in n.args if a.type.rank == 4)
+    return frozenset(d for d in found if isinstance(d, int))
+
+
+def _shape_of(value: Any) -> Shape:
+    return (len(value), *_shape_of(value[0])) if isinstance(value, tuple) and value else ()
+
+
+# --- for people ----------------------------------------------------------------------------------
+
+COLUMNS = ("steps", "calls", "query", "context", "flops", "weights", "activations", "cache")
+
+
+def table(cost: ProgramCost) -> list[tuple[str, ...]]:
+    """Rows of text under COLUMNS: neighbours that run the same are one row, with their sums."""
+    rows: list[tuple[str, ...]] = []
+    for run in _runs(cost.steps):
+        first, last, total = run[0], run[-1], sum((s.cost for s in run), Cost())
+        name = first.name if len(run) == 1 else f"{first.name}-{last.name}"
+        span = str(last.context) if len(run) == 1 else f"{first.context}-{last.context}"
+        rows.append((name, " ".join(first.calls), str(first.query), span, *_figures(total)))
+    return [*rows, ("all", "", "", "", *_figures(cost.total))]
+
+
+def _runs(steps: list[StepCost]) -> list[list[StepCost]]:
+    runs: list[list[StepCost]] = []
+    for s in steps:
+        like = runs and (runs[-1][-1].calls, runs[-1][-1].query) == (s.calls, s.query)
+        runs[-1].append(s) if like else runs.append([s])
+    return runs
+
+
+def _figures(c: Cost) -> tuple[str, ...]:
+    return (figure(c.flops), *(figure(n, "B") for n in (c.weights, c.activations, c.cache)))
+
+
+def figure(n: float, of: str = "") -> str:
+    """Three digits and a unit: `1.23 G`, `390 MB`."""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if abs(n) < 999.5 or unit == "P":
+            break
+        n /= 1000
+    return f"{n:.3g} {unit}{of}".rstrip()

@@ -1,0 +1,160 @@
+"""An engine: a checked folder, and what one does with it. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcompile.errors import ArcError
+from arcompile.program import Program
+from arcompile.program_text import from_data
+from arcompile.runtime import bundle, request
+from arcompile.runtime.loop import Array, Loop, OnStep, Request
+from arcompile.target import TARGETS
+
+Cond = int | str | Sequence[int | str] | Array | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What generate returns; B images.
+
+    tokens int64 [B,N]; pixels float32 [B,3,H,W], the decoder's raw output, nominally [-1,1], and
+    images uint8 [B,H,W,3] (both None without a decoder); latents float32 [B,N,C] for families that
+    draw continuous tokens; timings in seconds: prompt, steps (a list), loop, finish, total.
+    """
+
+    tokens: Array
+    pixels: Array | None = None
+    images: Array | None = None
+    latents: Array | None = None
+    timings: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | Path) -> None:
+        """Write a PNG: the picture, or a contact sheet of several. Raises ArcError."""
+        from arcompile.runtime.image import save
+
+        if self.images is None:
+            raise ArcError("this engine draws tokens only", hint="build it with --decoder")
+        save(self.images, Path(path))
+
+
+class Engine:
+    """Runs one engine folder. May be shared by threads: each call has buffers of its own."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], program: Program, models: Any,
+                 labels: Sequence[str]):  # fmt: skip
+        self.folder, self.manifest, self.program = folder, manifest, program
+        self.models, self.labels = models, labels
+
+    def __repr__(self) -> str:
+        m = self.manifest
+        return f"<Engine {m['family']} {m['target']} {m['dtype']} at {self.folder}>"
+
+    @cached_property
+    def defaults(self) -> dict[str, float]:
+        """The family's or the checkpoint's own sampling settings; what the CLI uses."""
+        base = {"guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        return {**base, **self.manifest["defaults"]}
+
+    def generate(
+        self,
+        cond: Cond,
+        *,
+        seed: int | Sequence[int] = 0,
+        n: int = 1,
+        guidance: float | Sequence[float] | None = None,
+        guidance_interval: int | None = None,
+        temperature: float | Sequence[float] = 1.0,
+        top_k: int | Sequence[int] = 0,
+        top_p: float | Sequence[float] = 1.0,
+        on_step: OnStep | None = None,
+        **given: Any,
+    ) -> Output:
+        """Draw n images for each condition. Raises ArcError.
+
+        cond: class ids, class names, or a dict of arrays by the program's input names. seed (64
+        bits), guidance, temperature, top_k and top_p take a number or one per image; guidance is
+        what the family's authors call the CFG scale (None: the engine's default); temperature 0
+        is argmax. guidance_interval: guide only that many steps after the first token. on_step
+        sees a Progress after each step. `given` replaces random draws by name (see `draws` in
+        the program), for repeatable comparisons.
+        """
+        q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
+                         top_p, given)  # fmt: skip
+        result = self._loop(q).run(on_step)
+        runner = self.models.runner()
+        pixels = result.env.get("pixels") if self.program.finish else None
+        latents = result.env.get("latents")
+        return Output(
+            result.tokens, pixels, None if pixels is None else to_uint8(pixels),
+            None if latents is None else runner.numpy(latents), result.timings,
+        )  # fmt: skip
+
+    def logits(self, cond: Cond, tokens: Any) -> tuple[Array, Array]:
+        """(conditional, unconditional) logits [B,N,V] with `tokens` [B,N] forced, step by step.
+
+        Through the same cached steps as generate. Raises ArcError.
+        """
+        forced = np.asarray(tokens, np.int64)
+        q = request.make(self, cond, 0, 1, 2.0, None, 0.0, 0, 1.0, {})
+        want = (q.images, self.program.positions)
+        if forced.shape != want:
+            raise ArcError(f"tokens have shape {list(forced.shape)}, expected {list(want)}")
+        if forced.min(initial=0) < 0 or forced.max(initial=0) >= self.manifest["vocabulary"]:
+            raise ArcError(f"tokens must be in 0..{self.manifest['vocabulary'] - 1}")
+        loop = self._loop(replace(q, forced=forced))
+        loop.keep_logits = True
+        pairs = loop.run(finish=False).logits
+        if not pairs:
+            raise ArcError(f"family {self.manifest['family']} has no logits to show")
+        order = np.concatenate([np.array(s.commit) for s in self.program.steps])
+        out = []
+        for half in zip(*pairs, strict=True):
+            whole = np.empty((*want, half[0].shape[-1]), np.float32)
+            whole[:, order] = np.concatenate(half, 1)
+            out.append(whole)
+        return out[0], out[1]
+
+    def encode(self, pixels: Any) -> Array:
+        """Tokens int64 [B,N] of pixels float32 [B,3,H,W] in [-1,1]. Raises ArcError."""
+        runner = self.models.runner()
+        if "encode" not in self.manifest.get("graphs", ()):
+            raise ArcError("this engine has no image encoder",
+                           hint="build it with a --decoder file that holds one")  # fmt: skip
+        x = np.ascontiguousarray(pixels, np.float32)
+        side = self.manifest["info"].get("pixels")
+        if x.ndim != 4 or x.shape[1:] != (3, side, side):
+            raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {side}, {side}]")
+        rows = [runner.numpy(runner.run("encode", {"pixels": x[i : i + 1]})["tokens"])
+                for i in range(len(x))]  # fmt: skip
+        return np.concatenate(rows)
+
+    def _loop(self, q: Request) -> Loop:
+        return Loop(self.program, self.models.runner(), q, self.manifest["vocabulary"])
+
+
+def to_uint8(pixels: Array) -> Array:
+    """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
+    scaled = np.clip((pixels.transpose(0, 2, 3, 1) + 1) * 127.5, 0, 255)
+    return np.rint(scaled).astype(np.uint8)
+
+
+def load(folder: str | Path, *, threads: int = 0) -> Engine:
+    """Open an engine folder, after checking every byte of it. threads=0: one per core.
+
+    Raises ArcError when it is not an engine, was changed, or cannot run on this machine.
+    """
+    path = Path(folder)
+    manifest = bundle.read_manifest(path)
+    bundle.verify(path, manifest)
+    program = from_data(bundle.read_json(path / "program.json", "program"))
+    models = TARGETS[manifest["target"]].open(program, path, threads)
+    labels = bundle.read_json(path / "labels.json", "labels") if (
+        "labels.json" in manifest["files"]) else []  # fmt: skip
+    return Engine(path, manifest, program, models, labels)

@@ -1,0 +1,40 @@
+"""PNG files and contact sheets."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcompile.errors import ArcError
+
+Array = np.ndarray[Any, Any]
+
+
+def sheet(images: Array, gap: int = 2) -> Array:
+    """uint8 [B,H,W,3] -> one uint8 picture [h,w,3], in rows of about sqrt(B)."""
+    b, h, w, _ = images.shape
+    columns = math.ceil(math.sqrt(b))
+    rows = math.ceil(b / columns)
+    out = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = divmod(i, columns)
+        out[y * (h + gap) : y * (h + gap) + h, x * (w + gap) : x * (w + gap) + w] = image
+    return out
+
+
+def save(images: Array, path: Path) -> None:
+    """Write one PNG: the picture, or a contact sheet of several. Raises ArcError."""
+    from PIL import Image
+
+    picture = images[0] if len(images) == 1 else sheet(images)
+    made = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(made, "PNG")
+        made.replace(path)
+    except OSError as e:
+        made.unlink(missing_ok=True)
+        raise ArcError(f"cannot write {path}: {e.strerror or e}") from None

@@ -1,0 +1,196 @@
+"""Small programs as text, random weights for them, and ways to run them by the reference."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from arcompile import dims
+from arcompile.ir import OPS, evaluate
+from arcompile.ops.tensor import NUMPY
+from arcompile.program_text import parse_program
+from arcompile.runtime.loop import Loop, Request
+from arcompile.sampling import sample_graph
+from arcompile.targets.reference import models
+from arcompile.weights import Store, of_arrays, used
+
+SIZES = {"b": 2, "r": 4, "s": 2, "c": 1}
+BELOW = {"cond": 3, "image": 2, "row": 2, "null_row": 4, "past": 3}  # of random integers
+SHARES = ("noise", "temperature", "top_p")  # in [0, 1)
+
+_HEAD = """program tiny positions=4 mask=causal accept=all
+  cache full
+  input cond: i64[b]
+{state}
+  state unread: f32[r,3]
+  draw noise: uniform x 2 per step
+  prompt prompt
+  steps 3 x 1 : step sample feed ; append=1
+  steps 1 x 1 : step sample ; append=1
+  finish decode/each
+graph prompt(%cond: i64[b], %image: i64[r], %is_null: bool[r]) {{
+  @classes : f32[4,8]
+  %0 = full() {{dtype='i64', shape=('r',), value=3}} : i64[r]
+  %1 = gather(%cond, %image) {{axis=0}} : i64[r]
+  %2 = where(%is_null, %0, %1) : i64[r]
+  %3 = gather(@classes, %2) {{axis=0}} : f32[r,8]
+  %4 = reshape(%3) {{shape=('r', 1, 8)}} : f32[r,1,8]
+  return x=%4
+}}
+graph step(%x: f32[r,s,8], %past: i32[r], %noise: f32[b,c,2], {caches}) {{
+{weights}
+  @norm : f32[8]
+  @head : f32[16,8]
+  @cos : f32[5,2]
+  @sin : f32[5,2]
+{layers}
+  %t = tail(%x{n}, %noise) {{axis=1}} : f32[r,c,8]
+  %n = rms_norm(%t, @norm) {{eps=1e-05}} : f32[r,c,8]
+  %wh = transpose(@head) {{perm=(1, 0)}} : f32[8,16]
+  %logits = matmul(%n, %wh) : f32[r,c,16]
+  return logits=%logits, {results}
+}}
+graph feed(%token: i64[b,c], %image: i64[r]) {{
+  @tokens : f32[16,8]
+  %0 = gather(@tokens, %token) {{axis=0}} : f32[b,c,8]
+  %1 = gather(%0, %image) {{axis=0}} : f32[r,c,8]
+  return x=%1
+}}
+graph decode(%tokens: i64[b,4]) {{
+  @codes : f32[16,4]
+  %0 = l2_norm(@codes) {{axis=1, eps=1e-12}} : f32[16,4]
+  %1 = gather(%0, %tokens) {{axis=0}} : f32[b,4,4]
+  return pixels=%1
+}}
+graph encode(%pixels: f32[b,4,4]) {{
+  @codes : f32[16,4]
+  %0 = l2_norm(@codes) {{axis=1, eps=1e-12}} : f32[16,4]
+  %1 = transpose(%0) {{perm=(1, 0)}} : f32[4,16]
+  %2 = matmul(%pixels, %1) : f32[b,4,16]
+  %3 = argmax(%2) {{axis=2}} : i64[b,4]
+  return tokens=%3
+}}
+"""
+
+_WEIGHTS = """  @l{i}.n1 : f32[8]
+  @l{i}.n2 : f32[8]
+  @l{i}.q : f32[8,8]
+  @l{i}.k : f32[8,8]
+  @l{i}.v : f32[8,8]
+  @l{i}.o : f32[8,8]
+  @l{i}.w1 : f32[12,8]
+  @l{i}.w3 : f32[12,8]
+  @l{i}.w2 : f32[8,12]"""
+
+# projections apart, weights stored as torch does, a reshape of no effect
+_LAYER = """  %n{i} = rms_norm(%{x}, @l{i}.n1) {{eps=1e-05}} : f32[r,s,8]
+  %wq{i} = transpose(@l{i}.q) {{perm=(1, 0)}} : f32[8,8]
+  %q{i} = matmul(%n{i}, %wq{i}) : f32[r,s,8]
+  %wk{i} = transpose(@l{i}.k) {{perm=(1, 0)}} : f32[8,8]
+  %kk{i} = matmul(%n{i}, %wk{i}) : f32[r,s,8]
+  %wv{i} = transpose(@l{i}.v) {{perm=(1, 0)}} : f32[8,8]
+  %vv{i} = matmul(%n{i}, %wv{i}) : f32[r,s,8]
+  %rq{i} = rope(%q{i}, @cos, @sin, %past) {{heads=2, interleaved=True}} : f32[r,s,8]
+  %rk{i} = rope(%kk{i}, @cos, @sin, %past) {{heads=2, interleaved=True}} : f32[r,s,8]
+  %ck{i} = cache_append(%k{i}, %rk{i}, %past) : f32[r,2,5,4]
+  %cv{i} = cache_append(%v{i}, %vv{i}, %past) : f32[r,2,5,4]
+  %a{i} = attention(%rq{i}, %ck{i}, %cv{i}, %past) {{extra=('past',), heads=2, kv_heads=2, mask='causal', scale=0.5}} : f32[r,s,8]
+  %wo{i} = transpose(@l{i}.o) {{perm=(1, 0)}} : f32[8,8]
+  %o{i} = matmul(%a{i}, %wo{i}) : f32[r,s,8]
+  %h{i} = add(%{x}, %o{i}) : f32[r,s,8]
+  %m{i} = rms_norm(%h{i}, @l{i}.n2) {{eps=1e-05}} : f32[r,s,8]
+  %g{i} = transpose(@l{i}.w1) {{perm=(1, 0)}} : f32[8,12]
+  %gate{i} = matmul(%m{i}, %g{i}) : f32[r,s,12]
+  %act{i} = silu(%gate{i}) : f32[r,s,12]
+  %u{i} = transpose(@l{i}.w3) {{perm=(1, 0)}} : f32[8,12]
+  %up{i} = matmul(%m{i}, %u{i}) : f32[r,s,12]
+  %flat{i} = reshape(%up{i}) {{shape=('r', 's', 12)}} : f32[r,s,12]
+  %y{i} = mul(%act{i}, %flat{i}) : f32[r,s,12]
+  %d{i} = transpose(@l{i}.w2) {{perm=(1, 0)}} : f32[12,8]
+  %z{i} = matmul(%y{i}, %d{i}) : f32[r,s,8]
+  %x{n} = add(%h{i}, %z{i}) : f32[r,s,8]"""  # noqa: E501
+
+
+def llama(layers=2):
+    """A class-conditional decoder of 4 tokens from a vocabulary of 16, with its whole loop."""
+    kv = [f"{c}{i}" for i in range(layers) for c in "kv"]
+    text = _HEAD.format(
+        n=layers,
+        state="\n".join(f"  state {c}: f32[r,2,5,4]" for c in kv),
+        caches=", ".join(f"%{c}: f32[r,2,5,4]" for c in kv),
+        results=", ".join(f"{c}=%c{c}" for c in kv),
+        weights="\n".join(_WEIGHTS.format(i=i) for i in range(layers)),
+        layers="\n".join(_LAYER.format(i=i, n=i + 1, x=f"x{i}" if i else "x")
+                         for i in range(layers)),
+    )  # fmt: skip
+    return parse_program(text + str(sample_graph(16)))
+
+
+def of(*graphs, steps="1 x 1 : g", more=""):
+    """A program of one position around graphs given as text; nothing but `g` need be called."""
+    head = f"program p positions=1 mask=causal accept=all\n  cache full\n{more}  steps {steps}\n"
+    return parse_program(head + "\n".join(graphs))
+
+
+def weights(p):
+    """Random arrays for what the program loads, the same for the same name and shape."""
+    made = {f"@{k}" for k, _ in p.fold.results} if p.fold else set()
+    needed = {**used(p.graphs), **({w.name: w for w in p.fold.weights} if p.fold else {})}
+    return of_arrays({k: _array(k, w.type, {}) for k, w in needed.items() if k not in made})
+
+
+def _array(name, t, sizes):
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    shape = tuple(dims.value(d, sizes) for d in t.shape)
+    if name == "most":
+        return np.full(shape, 16)
+    if name in SHARES:
+        return rng.random(shape, np.float32)
+    if t.dtype.startswith("i"):
+        return rng.integers(0, BELOW.get(name, 4), shape).astype(NUMPY[t.dtype])
+    if t.dtype == "bool":
+        return rng.integers(0, 2, shape).astype(bool)
+    return rng.standard_normal(shape).astype(NUMPY[t.dtype])
+
+
+def inputs(g, sizes=SIZES):
+    """Random inputs of a graph, the same for the same name and shape."""
+    return {v.name: _array(v.name, v.type, sizes) for v in g.params}
+
+
+def results(p, source=None, sizes=SIZES, only=None):
+    """What every graph computes from random inputs: {graph: {result: array}}."""
+    store = Store(source or weights(p), p.fold)
+    return {g.name: evaluate(g, inputs(g, sizes), store) for g in p.graphs
+            if only is None or g.name in only}  # fmt: skip
+
+
+def same(old, new, source=None, sizes=SIZES, only=None):
+    """Assert that the graphs of `new` compute what those of `old` did, and maybe more."""
+    source = source or weights(old)
+    was, now = results(old, source, sizes, only), results(new, source, sizes, only)
+    for name in was.keys() & now.keys():
+        for key, x in was[name].items():
+            y = now[name][key]
+            assert x.shape == y.shape and x.dtype == y.dtype, (name, key)
+            assert np.abs(x - y).max(initial=0) <= 1e-5 * max(np.abs(x).max(initial=0), 1), key
+
+
+def generate(p, source=None, temperature=0.0, cond=(1, 2), top_k=0, forced=None, finish=True):
+    """Run the whole program by the reference, guidance 2; returns the loop's result."""
+    b = len(cond)
+    q = Request({"cond": np.array(cond)}, np.arange(b, dtype=np.uint64), np.zeros(b, int),
+                np.full(b, 2.0), np.full(b, temperature, np.float32), np.full(b, top_k),
+                np.ones(b, np.float32), forced=forced)  # fmt: skip
+    runner = models(p, Store(source or weights(p), p.fold)).runner()
+    loop = Loop(p, runner, q, 16)
+    loop.keep_logits = True
+    return loop.run(finish=finish)
+
+
+def ops(g):
+    return [n.op for n in g.nodes]
+
+
+__all__ = ["OPS", "SIZES", "generate", "inputs", "llama", "of", "ops", "results", "same", "weights"]
