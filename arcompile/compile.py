@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcompile
-from arcompile.checkpoint import digest, open_checkpoint
+from arcompile.checkpoint import open_checkpoint
+from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
 from arcompile.pipeline import Pass, parse_pipeline, run
 from arcompile.program import Program
@@ -65,13 +66,19 @@ def build(
         return hit
     with bundle.replacing(folder) as made:
         found, model = _model(checkpoint, decoder, family, options or {}, progress)
-        program = run(_export(model, progress), pipeline)
-        progress("passes", 1.0)
-        chosen.lower(program, Store(model.weights, program.fold), made, progress)
-        _describe(made, program, model, {
-            "family": found.name, "target": target, "dtype": dtype, "key": key,
-            "passes": [str(p) for p in pipeline]})  # fmt: skip
+        write(made, found.name, model, target, dtype, pipeline, key, progress)
     return load(folder)
+
+
+def write(folder: Path, family: str, model: Model, target: str, dtype: str,
+          pipeline: Sequence[Pass], key: str = "", progress: Report = lambda s, f: None) -> None:
+    """Export, optimise and lower one model into an empty folder. Raises ArcError."""
+    program = run(_export(model, progress), pipeline)
+    progress("passes", 1.0)
+    TARGETS[target].lower(program, Store(model.weights, program.fold), folder, progress)
+    _describe(folder, program, model, {
+        "family": family, "target": target, "dtype": dtype, "key": key,
+        "passes": [str(p) for p in pipeline]})  # fmt: skip
 
 
 def cache() -> Path:

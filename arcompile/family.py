@@ -70,6 +70,10 @@ class Family:
         """Raises ArcError for missing or misshapen tensors and impossible options."""
         raise NotImplementedError
 
+    def random(self, size: str, seed: int = 0) -> Source:
+        """Random weights of a published size, or "tiny": what benchmarks and tests build from."""
+        raise ArcError(f"family {self.name} has no random weights of size {size!r}")
+
     def check_options(self, options: Options) -> None:
         for key in options:
             if key not in self.options:

@@ -6,10 +6,11 @@ Class-conditional (c2i, one class token) or caption-conditional (t2i, 120 captio
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,8 +23,10 @@ from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models.llama import Block, RopeTable, grid_rope
 from arcompile.models.parts import bind, state
-from arcompile.models.vq import IGNORE, VQ
+from arcompile.models.random import weights
+from arcompile.models.vq import IGNORE, VQ, published
 from arcompile.program import Call, Draw, Program, Step
+from arcompile.weights import Weights
 
 # name -> (width, layers, heads, published file names)
 SIZES = {
@@ -44,6 +47,7 @@ class Config:
     classes: int = 0  # c2i; 0 for t2i
     features: int = 0  # t2i: width of a caption feature
     prompt: int = 1  # condition slots
+    mask: str = "causal"
 
     @property
     def positions(self) -> int:
@@ -70,7 +74,9 @@ class Transformer(nn.Module):
         self.c = c
         self.cls_embedding = Condition(c)
         self.tok_embeddings = nn.Embedding(c.vocabulary, c.dim)
-        self.layers = nn.ModuleList(Block(c.dim, c.heads, c.hidden) for _ in range(c.layers))
+        self.layers = nn.ModuleList(
+            Block(c.dim, c.heads, c.hidden, c.mask) for _ in range(c.layers)
+        )
         self.norm = arc.RMSNorm(c.dim, 1e-5)
         self.output = nn.Linear(c.dim, c.vocabulary, bias=False)
         self.rope = RopeTable(c.prompt + c.positions, c.dim // c.heads)
@@ -106,9 +112,9 @@ class Transformer(nn.Module):
 class Net(nn.Module):
     """The transformer and, when given, the image tokenizer."""
 
-    def __init__(self, c: Config, vq: VQ | None):
+    def __init__(self, gpt: Transformer, vq: VQ | None):
         super().__init__()
-        self.gpt = Transformer(c)
+        self.gpt = gpt
         if vq is not None:
             self.vq = vq
 
@@ -131,23 +137,25 @@ class LlamaGen(Family):
         own = "tok_embeddings.weight" in t and "layers.0.attention.wqkv.weight" in t
         return own and {k.split(".")[0] for k in t} <= _TOP
 
-    def model(self, source: Source, options: Options) -> Model:
-        t = source.tensors
-        c = config(source, options)
+    def random(self, size: str, seed: int = 0) -> Source:
+        """Random weights of a published size at 256 px, with the VQ-16 tokenizer; or "tiny"."""
+        if size == "tiny":
+            c = Config(64, 2, 2, 128, 64, 4, classes=5)
+            vq = published((1, 1), ch=32, z=32, codes=64)
+        else:
+            dim, layers, heads = SIZES[size]
+            hidden = -(-int(8 * dim / 3) // 256) * 256
+            c = Config(dim, layers, heads, hidden, 16384, 16, classes=1000)
+            vq = published((1, 1, 2, 2, 4))
         with torch.device("meta"):
-            vq = VQ(shapes(source.decoder), c.grid) if source.decoder is not None else None
-            net = Net(c, vq)
-        if vq is not None and vq.codes != c.vocabulary:
-            raise ArcError(
-                f"the decoder's codebook has {vq.codes} codes but the transformer draws from "
-                f"{c.vocabulary}", hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
-        match(t, state(net.gpt, skip=("rope.",)), ignore=("freqs_cis",), what="LlamaGen")
-        if vq is not None and source.decoder is not None:
-            match(source.decoder, state(vq), ignore=IGNORE, what="LlamaGen VQ tokenizer")
-        weights = bind({"gpt.": t, "vq.": source.decoder or {}}, state(net, skip=("gpt.rope.",)))
-        tables = {f"@gpt.rope.{k}": (lambda a=v: a) for k, v in
-                  grid_rope(c.grid, c.grid, c.dim // c.heads, c.prompt).items()}  # fmt: skip
-        return Model(net, entries(net, c), program(c, vq), weights.plus(tables), info(c, vq))
+            names = state(Transformer(c), skip=("rope.",))
+        facts = {"n_head": str(c.heads), "grid": str(c.grid)}
+        return Source(weights(names, seed), weights(vq, seed), metadata=facts)
+
+    def model(self, source: Source, options: Options) -> Model:
+        c = config(source, options)
+        net, bound = assemble(source, c, Transformer, self.name)
+        return Model(net, entries(net, c), program(c, hasattr(net, "vq")), bound, info(net, c))
 
 
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis"}
@@ -157,8 +165,35 @@ def shapes(t: Tensors) -> dict[str, tuple[int, ...]]:
     return {k: t.shape(k) for k in t}
 
 
-def config(source: Source, options: Options) -> Config:
-    """Every size from the tensors; heads and grid from options, metadata, shapes or names."""
+def assemble(source: Source, c: Config, kind: type[Transformer], name: str,
+             order: Sequence[int] | None = None) -> tuple[Net, Weights]:  # fmt: skip
+    """The module and its weights, checked. order: the rope row of each cache slot, if not its own.
+
+    Row -1 is one of zeros, as the rows of condition slots are.
+    """
+    with torch.device("meta"):
+        vq = VQ(shapes(source.decoder), c.grid) if source.decoder is not None else None
+        net = Net(kind(c), vq)
+    if vq is not None and vq.codes != c.vocabulary:
+        raise ArcError(
+            f"the decoder's codebook has {vq.codes} codes but the transformer draws from "
+            f"{c.vocabulary}", hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
+    match(source.tensors, state(net.gpt, skip=("rope.",)), ignore=("freqs_cis",), what=name)
+    if vq is not None and source.decoder is not None:
+        match(source.decoder, state(vq), ignore=IGNORE, what="LlamaGen's VQ tokenizer")
+    bound = bind({"gpt.": source.tensors, "vq.": source.decoder or {}},
+                 state(net, skip=("gpt.rope.",)))  # fmt: skip
+    table = grid_rope(c.grid, c.grid, c.dim // c.heads, c.prompt)
+    if order is not None:
+        table = {k: np.concatenate((v, 0 * v[:1]))[list(order)] for k, v in table.items()}
+    return net, bound.plus({f"@gpt.rope.{k}": (lambda a=v: a) for k, v in table.items()})
+
+
+def config(source: Source, options: Options, extra: int = 0) -> Config:
+    """Every size from the tensors; heads and grid from options, metadata, shapes or names.
+
+    extra: layers beyond those of the published size.
+    """
     t = source.tensors
     for key in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
         if key not in t or len(t.shape(key)) != 2:
@@ -167,7 +202,7 @@ def config(source: Source, options: Options) -> Config:
     vocabulary, dim = t.shape("tok_embeddings.weight")
     layers = 1 + max(int(m[1]) for k in t if (m := re.match(r"layers\.(\d+)\.", k)))
     meta = source.metadata
-    heads = positive(options, "n_head", _int(meta.get("n_head")) or _HEADS.get((dim, layers)),
+    heads = positive(options, "n_head", _int(meta.get("n_head")) or _HEADS.get((dim, layers - extra)),
                      f"the number of heads of a {dim}-wide, {layers}-layer model")  # fmt: skip
     if dim % heads or (dim // heads) % 4:
         raise ArcError(f"n_head={heads} does not divide {dim} into heads of a multiple of 4",
@@ -226,27 +261,34 @@ def caches(c: Config) -> dict[str, Type]:
     return {f"{k}{i}": t for i in range(c.layers) for k in "kv"}
 
 
-def program(c: Config, vq: VQ | None) -> Program:
+MORE = (Call("step"), Call("sample"), Call("feed"))
+
+
+def program(c: Config, decodes: bool) -> Program:
     """Prompt, then one token a step; the last step needs no next input."""
-    more = (Call("step"), Call("sample"), Call("feed"))
     n = c.positions
-    steps = [Step((i,), (i,), more if i < n - 1 else more[:2], append=1) for i in range(n)]
+    steps = [Step((i,), (i,), MORE if i < n - 1 else MORE[:2], append=1) for i in range(n)]
     steps[0] = replace(steps[0], append=c.prompt)
+    return loop("llamagen", c, steps, decodes)
+
+
+def loop(name: str, c: Config, steps: Sequence[Step], decodes: bool) -> Program:
+    """The program of a LlamaGen-like model around its steps."""
     inputs: Mapping[str, str] = (
         {"cond": "i64[b]"} if c.classes else
         {"features": f"f32[b,{c.prompt},{c.features}]", "mask": f"bool[b,{c.prompt}]"}
     )  # fmt: skip
     return Program(
-        "llamagen", n, tuple(steps), prompt=(Call("prompt"),),
-        finish=(Call("decode", each=True),) if vq is not None else (),
+        name, c.positions, tuple(steps), prompt=(Call("prompt"),),
+        finish=(Call("decode", each=True),) if decodes else (),
         inputs=tuple((k, Type.parse(v)) for k, v in inputs.items()),
         state=tuple(caches(c).items()), draws=(Draw("noise", "uniform", 2),),
     )  # fmt: skip
 
 
-def info(c: Config, vq: VQ | None) -> dict[str, Any]:
+def info(net: Net, c: Config) -> dict[str, Any]:
     found: dict[str, Any] = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "grid": c.grid,
                              "vocabulary": c.vocabulary}  # fmt: skip
     found["size"] = next((k for k, v in SIZES.items() if v == (c.dim, c.layers, c.heads)), "custom")
     found |= {"classes": c.classes} if c.classes else {"caption": [c.prompt, c.features]}
-    return found | ({"pixels": c.grid * vq.factor} if vq is not None else {})
+    return found | ({"pixels": c.grid * net.vq.factor} if hasattr(net, "vq") else {})

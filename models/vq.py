@@ -102,6 +102,50 @@ class Decoder(nn.Module):
         return self.conv_out(nn.functional.silu(self.norm_out(x)))
 
 
+def published(mult: tuple[int, ...], ch: int = 128, z: int = 256, codes: int = 16384,
+              width: int = 8) -> dict[str, tuple[int, ...]]:  # fmt: skip
+    """Shapes of a tokenizer: VQ-16 has mult (1,1,2,2,4), VQ-8 (1,2,2,4)."""
+    t: dict[str, tuple[int, ...]] = {}
+
+    def put(name: str, *shape: int) -> None:
+        t[f"{name}.weight"], t[f"{name}.bias"] = shape, shape[:1]
+
+    def res(name: str, a: int, b: int) -> None:
+        put(f"{name}.norm1", a), put(f"{name}.norm2", b)
+        put(f"{name}.conv1", b, a, 3, 3), put(f"{name}.conv2", b, b, 3, 3)
+        if a != b:
+            put(f"{name}.nin_shortcut", b, a, 1, 1)
+
+    def attn(name: str, c: int) -> None:
+        put(f"{name}.norm", c)
+        for part in ("q", "k", "v", "proj_out"):
+            put(f"{name}.{part}", c, c, 1, 1)
+
+    def stack(part: str, widths: list[int], blocks: int, low: int, resample: str) -> None:
+        c = widths[0]
+        for i, w in enumerate(widths[1:]):
+            for j in range(blocks):
+                res(f"{part}.conv_blocks.{i}.res.{j}", c, w)
+                c = w
+                if i == low:
+                    attn(f"{part}.conv_blocks.{i}.attn.{j}", c)
+            if i < len(mult) - 1:
+                put(f"{part}.conv_blocks.{i}.{resample}.conv", c, c, 3, 3)
+
+    wide, widths = ch * mult[-1], [ch * m for m in mult]
+    put("encoder.conv_in", ch, 3, 3, 3), put("decoder.conv_in", wide, z, 3, 3)
+    stack("encoder", [ch, *widths], 2, len(mult) - 1, "downsample")
+    stack("decoder", [wide, *widths[::-1]], 3, 0, "upsample")
+    for part in ("encoder", "decoder"):
+        res(f"{part}.mid.0", wide, wide), attn(f"{part}.mid.1", wide)
+        res(f"{part}.mid.2", wide, wide)
+    put("encoder.norm_out", wide), put("encoder.conv_out", z, wide, 3, 3)
+    put("decoder.norm_out", ch), put("decoder.conv_out", 3, ch, 3, 3)
+    t["quantize.embedding.weight"] = (codes, width)
+    put("quant_conv", width, z, 1, 1), put("post_quant_conv", z, width, 1, 1)
+    return t
+
+
 class VQ(nn.Module):
     """Codebook rows are L2-normalised, at look-up and when encoding."""
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arcompile.checkpoint import check_finite, digest, match, open_checkpoint
+from arcompile.checkpoint import check_finite, match, open_checkpoint
+from arcompile.digest import digest
 from arcompile.errors import ArcError
 
 torch = pytest.importorskip("torch")

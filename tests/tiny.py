@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 
 from arcompile import dims
-from arcompile.ir import OPS, evaluate
+from arcompile.ir import evaluate
 from arcompile.ops.tensor import NUMPY
+from arcompile.program import BUILTIN
 from arcompile.program_text import parse_program
 from arcompile.runtime.loop import Loop, Request
 from arcompile.sampling import sample_graph
@@ -127,10 +129,14 @@ def llama(layers=2):
     return parse_program(text + str(sample_graph(16)))
 
 
-def of(*graphs, steps="1 x 1 : g", more=""):
-    """A program of one position around graphs given as text; nothing but `g` need be called."""
-    head = f"program p positions=1 mask=causal accept=all\n  cache full\n{more}  steps {steps}\n"
-    return parse_program(head + "\n".join(graphs))
+def of(*graphs, steps="1 x 1 : g", state=""):
+    """A program of one position around graphs given as text; what they read is an input."""
+    head = f"program p positions=1 mask=causal accept=all\n  cache full\n{state}  steps {steps}\n"
+    p = parse_program(head + "\n".join(graphs))
+    made = {k for g in p.graphs for k, _ in g.results if not g.param(k)}
+    made |= {*BUILTIN, *dict(p.state)}
+    reads = {v.name: v.type for g in p.graphs for v in g.params if v.name not in made}
+    return replace(p, inputs=tuple(reads.items()))
 
 
 def weights(p):
@@ -159,30 +165,31 @@ def inputs(g, sizes=SIZES):
     return {v.name: _array(v.name, v.type, sizes) for v in g.params}
 
 
-def results(p, source=None, sizes=SIZES, only=None):
+def results(p, source=None, only=None):
     """What every graph computes from random inputs: {graph: {result: array}}."""
     store = Store(source or weights(p), p.fold)
-    return {g.name: evaluate(g, inputs(g, sizes), store) for g in p.graphs
+    return {g.name: evaluate(g, inputs(g), store) for g in p.graphs
             if only is None or g.name in only}  # fmt: skip
 
 
-def same(old, new, source=None, sizes=SIZES, only=None):
+def same(old, new, source=None, only=None):
     """Assert that the graphs of `new` compute what those of `old` did, and maybe more."""
     source = source or weights(old)
-    was, now = results(old, source, sizes, only), results(new, source, sizes, only)
+    was, now = results(old, source, only), results(new, source, only)
     for name in was.keys() & now.keys():
         for key, x in was[name].items():
             y = now[name][key]
-            assert x.shape == y.shape and x.dtype == y.dtype, (name, key)
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), (name, key)
+            x, y = x.astype(float), y.astype(float)
             assert np.abs(x - y).max(initial=0) <= 1e-5 * max(np.abs(x).max(initial=0), 1), key
 
 
-def generate(p, source=None, temperature=0.0, cond=(1, 2), top_k=0, forced=None, finish=True):
-    """Run the whole program by the reference, guidance 2; returns the loop's result."""
+def generate(p, source=None, temperature=0.0, cond=(1, 2), scale=2.0, finish=True):
+    """Run the whole program by the reference, from seeds 0, 1, ...: the loop's result."""
     b = len(cond)
     q = Request({"cond": np.array(cond)}, np.arange(b, dtype=np.uint64), np.zeros(b, int),
-                np.full(b, 2.0), np.full(b, temperature, np.float32), np.full(b, top_k),
-                np.ones(b, np.float32), forced=forced)  # fmt: skip
+                np.full(b, scale), np.full(b, temperature, np.float32), np.zeros(b, int),
+                np.ones(b, np.float32))  # fmt: skip
     runner = models(p, Store(source or weights(p), p.fold)).runner()
     loop = Loop(p, runner, q, 16)
     loop.keep_logits = True
@@ -191,6 +198,3 @@ def generate(p, source=None, temperature=0.0, cond=(1, 2), top_k=0, forced=None,
 
 def ops(g):
     return [n.op for n in g.nodes]
-
-
-__all__ = ["OPS", "SIZES", "generate", "inputs", "llama", "of", "ops", "results", "same", "weights"]

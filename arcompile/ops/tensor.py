@@ -229,6 +229,8 @@ def _slice(x: Type, *, axis: int, start: int, stop: int | None = None, step: int
         n: Dim = len(range(*slice(start, stop, step).indices(d)))
     elif step != 1:
         raise IRError(f"cannot step over the symbolic axis {axis} of {x}")
+    elif start < 0 and stop is not None and stop >= 0:
+        raise IRError(f"cannot slice [{start}:{stop}] of the symbolic axis {axis} of {x}")
     elif stop is None:  # an open slice of a symbolic axis: [-k:] has k, [k:] has d-k
         n = -start if start < 0 else dims.add(d, start, -1)
     else:

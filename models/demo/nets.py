@@ -162,17 +162,18 @@ class Codebook(nn.Module):
         return (z.float() @ self.unit().T).argmax(-1)
 
     @torch.no_grad()
-    def learn(self, z: Tensor, index: Tensor, decay: float = 0.99) -> None:
-        """One running-average step; codes that starve are reseeded from the batch."""
-        weight = self.embedding.weight
+    def learn(self, z: Tensor, index: Tensor, decay: float = 0.98) -> None:
+        """One running-average step; starving codes move to where the codes fit worst."""
+        weight, share = self.embedding.weight, len(z) / len(self.count)
+        miss = (z - self.unit()[index]).square().sum(-1) + 1e-6
         hits = torch.bincount(index, minlength=len(weight)).to(z)
         sums = torch.zeros_like(weight).index_add_(0, index, z)
         total = self.count[:, None] * weight * decay + sums * (1 - decay)
         self.count.mul_(decay).add_(hits, alpha=1 - decay)
         weight.copy_(F.normalize(total, dim=-1))
-        dead = (self.count < 0.02 * len(z) / len(weight)).nonzero()[:, 0]
-        weight[dead] = z[torch.randint(len(z), (len(dead),))]
-        self.count[dead] = len(z) / len(weight) * 0.2
+        dead = (self.count < 0.05 * share).nonzero()[:8, 0]
+        weight[dead] = z[torch.multinomial(miss, 8)[:len(dead)]]
+        self.count[dead] = 0.5 * share
 
 
 class VQ(nn.Module):
