@@ -23,7 +23,7 @@ from arcompile.runtime import bundle
 from arcompile.runtime.engine import Engine, load
 from arcompile.sampling import sample_graph
 from arcompile.target import TARGETS
-from arcompile.weights import Store
+from arcompile.weights import Store, Weights
 
 if TYPE_CHECKING:
     from arcompile.family import Family, Model
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 Report = Callable[[str, float], None]
 TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
+PROGRAM = "program.arc"  # the program as it was lowered, graphs included: what `show` reads
 
 
 def build(
@@ -79,6 +80,19 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     _describe(folder, program, model, {
         "family": family, "target": target, "dtype": dtype, "key": key,
         "passes": [str(p) for p in pipeline]})  # fmt: skip
+
+
+def program(
+    checkpoint: str | Path,
+    *,
+    decoder: str | Path | None = None,
+    family: str | None = None,
+    options: Options | None = None,
+    progress: Report = lambda stage, share: None,
+) -> tuple[Program, Weights]:
+    """A checkpoint's program before any pass, and its weights. Raises ArcError."""
+    _, model = _model(*_resolve(checkpoint, decoder), family, options or {}, progress)
+    return _export(model, progress), model.weights
 
 
 def cache() -> Path:
@@ -194,8 +208,9 @@ def _export(model: Model, progress: Report) -> Program:
 
 
 def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, Any]) -> None:
-    """Program, labels, README, and the manifest last."""
+    """Program (as data, and as text for people), labels, README, and the manifest last."""
     (folder / "program.json").write_text(json.dumps(to_data(program)))
+    (folder / PROGRAM).write_text(f"{program}\n")
     if model.labels:
         (folder / "labels.json").write_text(json.dumps(list(model.labels)))
     vocabulary = int(model.info.get("vocabulary", 0))

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.library import custom_op
 
 
-
-
 @custom_op("arc::rope", mutates_args=())
 def rope(x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, heads: int,
          interleaved: bool) -> Tensor:  # fmt: skip
@@ -64,6 +62,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale:
     start = torch.tensor([kh.shape[2] - s]) if past is None else past.long()
     at = start[:, None] + torch.arange(s)
     last = at if mask == "causal" else at[:, -1:].expand_as(at)
+    if mask == "prefix":
+        last = torch.where(at[:, :1] > 0, last, at)
     seen = slot <= last[:, :, None]
     if keep is not None:
         seen = seen & (keep[:, None, :] | (slot == at[:, :, None]))

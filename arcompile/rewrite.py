@@ -45,8 +45,7 @@ class Rule:
     pattern: Callable[..., Any]
     replace: Callable[..., Value | tuple[Value, ...]]
 
-    def check(self, **bound: Any) -> dict[str, Any] | None:
-        return None
+    check: Callable[..., dict[str, Any] | None] = staticmethod(lambda **bound: None)
 
     @cached_property
     def shape(self) -> Hole:

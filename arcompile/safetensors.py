@@ -49,7 +49,7 @@ def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
             data = np.ascontiguousarray(load(name))
             if data.shape != t.shape or data.nbytes != t.nbytes():
                 raise ArcError(f"weight {name} is {data.dtype}{list(data.shape)}, expected {t}")
-            raw = memoryview(data.reshape(-1).view(np.uint8))
+            raw: Any = data.reshape(-1).view(np.uint8)
             digest.update(raw)
             f.write(raw)
             progress((seen := seen + t.nbytes()) / total)
@@ -69,6 +69,6 @@ def mapped(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
         entry = header[name]
         lo, hi = entry["data_offsets"]
         dtype = np.uint16 if entry["dtype"] == "BF16" else NUMPY[DTYPES[entry["dtype"]]]
-        data = raw[lo:hi].view(dtype) if hi > lo and raw is not None else np.zeros(0, dtype)
+        data: Any = raw[lo:hi].view(dtype) if hi > lo and raw is not None else np.zeros(0, dtype)
         found[name] = data.reshape(entry["shape"])
     return found

@@ -35,7 +35,10 @@ class Weights:
 
 def of_arrays(arrays: Mapping[str, Array]) -> Weights:
     """Weights that are in memory already; names get their `@`."""
-    return Weights({k if k[0] == "@" else f"@{k}": (lambda a=a: a) for k, a in arrays.items()})
+    def held(a: Array) -> Load:
+        return lambda: a
+
+    return Weights({k if k[0] == "@" else f"@{k}": held(a) for k, a in arrays.items()})
 
 
 class Store(Mapping[str, Array]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ SIZES = {
     "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1280, 36, 20), "XXL": (1536, 48, 24),
     "1B": (2048, 22, 32), "XXXL": (2560, 48, 40), "3B": (3200, 24, 32), "7B": (4096, 32, 32),
 }  # fmt: skip
-_HEADS = {(dim, layers): heads for dim, layers, heads in SIZES.values()}
+Sizes = Mapping[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,16 @@ class Config:
     classes: int = 0  # c2i; 0 for t2i
     features: int = 0  # t2i: width of a caption feature
     prompt: int = 1  # condition slots
+    special: int = 0  # learned slots among the tokens
     mask: str = "causal"
 
     @property
     def positions(self) -> int:
         return self.grid * self.grid
+
+    @property
+    def slots(self) -> int:
+        return self.prompt + self.positions + self.special
 
 
 class Condition(nn.Module):
@@ -79,7 +84,7 @@ class Transformer(nn.Module):
         )
         self.norm = arc.RMSNorm(c.dim, 1e-5)
         self.output = nn.Linear(c.dim, c.vocabulary, bias=False)
-        self.rope = RopeTable(c.prompt + c.positions, c.dim // c.heads)
+        self.rope = RopeTable(c.slots, c.dim // c.heads)
 
     def prompt_class(self, cond: Tensor, image: Tensor, is_null: Tensor) -> dict[str, Tensor]:
         null = torch.full_like(image, self.c.classes)
@@ -127,7 +132,7 @@ class LlamaGen(Family):
     licence = "MIT"
     verified = "greedy tokens, logits, pixels and encoding of upstream on tiny checkpoints"
     sizes = SIZES
-    options = {
+    options: ClassVar = {
         "n_head": "attention heads; told by the shapes for published sizes",
         "grid": "tokens per side; told by file names such as c2i_B_256.pt (16), _384 (24)",
     }
@@ -139,18 +144,13 @@ class LlamaGen(Family):
 
     def random(self, size: str, seed: int = 0) -> Source:
         """Random weights of a published size at 256 px, with the VQ-16 tokenizer; or "tiny"."""
+        return invent(self.of_size(size), Transformer, seed)
+
+    def of_size(self, size: str) -> Config:
         if size == "tiny":
-            c = Config(64, 2, 2, 128, 64, 4, classes=5)
-            vq = published((1, 1), ch=32, z=32, codes=64)
-        else:
-            dim, layers, heads = SIZES[size]
-            hidden = -(-int(8 * dim / 3) // 256) * 256
-            c = Config(dim, layers, heads, hidden, 16384, 16, classes=1000)
-            vq = published((1, 1, 2, 2, 4))
-        with torch.device("meta"):
-            names = state(Transformer(c), skip=("rope.",))
-        facts = {"n_head": str(c.heads), "grid": str(c.grid)}
-        return Source(weights(names, seed), weights(vq, seed), metadata=facts)
+            return Config(64, 2, 2, 128, 64, 4, classes=5)
+        dim, layers, heads = SIZES[size]
+        return Config(dim, layers, heads, hidden(dim), 16384, 16, classes=1000)
 
     def model(self, source: Source, options: Options) -> Model:
         c = config(source, options)
@@ -159,6 +159,21 @@ class LlamaGen(Family):
 
 
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis"}
+
+
+def hidden(dim: int) -> int:
+    """Width of the gated MLP of a published size."""
+    return -(-int(8 * dim / 3) // 256) * 256
+
+
+def invent(c: Config, kind: type[Transformer], seed: int) -> Source:
+    """Random weights of a model and of a tokenizer: VQ-16, or a small one for a small model."""
+    small = published((1, 1), ch=32, z=32, codes=c.vocabulary)
+    vq = small if c.vocabulary < 16384 else published((1, 1, 2, 2, 4))
+    with torch.device("meta"):
+        names = state(kind(c), skip=("rope.",))
+    facts = {"n_head": str(c.heads), "grid": str(c.grid)}
+    return Source(weights(names, seed), weights(vq, seed), metadata=facts)
 
 
 def shapes(t: Tensors) -> dict[str, tuple[int, ...]]:
@@ -175,9 +190,9 @@ def assemble(source: Source, c: Config, kind: type[Transformer], name: str,
         vq = VQ(shapes(source.decoder), c.grid) if source.decoder is not None else None
         net = Net(kind(c), vq)
     if vq is not None and vq.codes != c.vocabulary:
-        raise ArcError(
-            f"the decoder's codebook has {vq.codes} codes but the transformer draws from "
-            f"{c.vocabulary}", hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
+        raise ArcError(f"the decoder's codebook has {vq.codes} codes but the transformer draws "
+                       f"from {c.vocabulary}",
+                       hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
     match(source.tensors, state(net.gpt, skip=("rope.",)), ignore=("freqs_cis",), what=name)
     if vq is not None and source.decoder is not None:
         match(source.decoder, state(vq), ignore=IGNORE, what="LlamaGen's VQ tokenizer")
@@ -189,10 +204,10 @@ def assemble(source: Source, c: Config, kind: type[Transformer], name: str,
     return net, bound.plus({f"@gpt.rope.{k}": (lambda a=v: a) for k, v in table.items()})
 
 
-def config(source: Source, options: Options, extra: int = 0) -> Config:
+def config(source: Source, options: Options, sizes: Sizes = SIZES, extra: int = 0) -> Config:
     """Every size from the tensors; heads and grid from options, metadata, shapes or names.
 
-    extra: layers beyond those of the published size.
+    extra: layers beyond those of the published sizes.
     """
     t = source.tensors
     for key in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
@@ -201,8 +216,9 @@ def config(source: Source, options: Options, extra: int = 0) -> Config:
                            hint="name the family with --family")  # fmt: skip
     vocabulary, dim = t.shape("tok_embeddings.weight")
     layers = 1 + max(int(m[1]) for k in t if (m := re.match(r"layers\.(\d+)\.", k)))
-    meta = source.metadata
-    heads = positive(options, "n_head", _int(meta.get("n_head")) or _HEADS.get((dim, layers - extra)),
+    usual = {(d, n): heads for d, n, heads in sizes.values()}
+    told = _int(source.metadata.get("n_head")) or usual.get((dim, layers - extra))
+    heads = positive(options, "n_head", told,
                      f"the number of heads of a {dim}-wide, {layers}-layer model")  # fmt: skip
     if dim % heads or (dim // heads) % 4:
         raise ArcError(f"n_head={heads} does not divide {dim} into heads of a multiple of 4",
@@ -234,7 +250,7 @@ def grid(source: Source, options: Options) -> int:
 def entries(net: Net, c: Config) -> list[Entry]:
     row = {"image": "i64[r]", "is_null": "bool[r]"}
     x = f"f32[r,s,{c.dim}]"
-    keep = {} if c.classes else {"keep": f"bool[r,{c.prompt + c.positions}]"}
+    keep = {} if c.classes else {"keep": f"bool[r,{c.slots}]"}
     prompt = (
         Entry("prompt", net.gpt.prompt_class, {"cond": "i64[b]", **row})
         if c.classes
@@ -257,7 +273,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
 
 
 def caches(c: Config) -> dict[str, Type]:
-    t = Type("f32", ("r", c.heads, c.prompt + c.positions, c.dim // c.heads))
+    t = Type("f32", ("r", c.heads, c.slots, c.dim // c.heads))
     return {f"{k}{i}": t for i in range(c.layers) for k in "kv"}
 
 
@@ -286,9 +302,10 @@ def loop(name: str, c: Config, steps: Sequence[Step], decodes: bool) -> Program:
     )  # fmt: skip
 
 
-def info(net: Net, c: Config) -> dict[str, Any]:
+def info(net: Net, c: Config, sizes: Sizes = SIZES, extra: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "grid": c.grid,
                              "vocabulary": c.vocabulary}  # fmt: skip
-    found["size"] = next((k for k, v in SIZES.items() if v == (c.dim, c.layers, c.heads)), "custom")
+    shape = (c.dim, c.layers - extra, c.heads)
+    found["size"] = next((k for k, v in sizes.items() if v == shape), "custom")
     found |= {"classes": c.classes} if c.classes else {"caption": [c.prompt, c.features]}
     return found | ({"pixels": c.grid * net.vq.factor} if hasattr(net, "vq") else {})

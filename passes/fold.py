@@ -75,7 +75,8 @@ class _Made:
         self.b.nodes += old.nodes
         self.b.weights.update({w.name: w for w in old.weights})
         self.values: dict[Any, tuple[Value, ...]] = {}  # expression -> its results
-        self.called = {w: (w.name, (w,)) for w in old.weights}  # name to give, weights it needs
+        self.called: dict[Value, tuple[str, tuple[Value, ...]]] = {}  # name to give, its weights
+        self.called.update({w: (w.name, (w,)) for w in old.weights})
         for n in old.nodes:
             self._learn(n)
         self.results = {f"@{name}": v for name, v in old.results}

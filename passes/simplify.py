@@ -49,7 +49,7 @@ class Transposes(Rule):
     def pattern(self, op: Any, x: Any, first: Any, then: Any) -> Any:
         return op.transpose(op.transpose(x, perm=first), perm=then)
 
-    def replace(self, op: Builder, x: Value, first: Any, then: Any) -> Value:
+    def replace(self, op: Builder, x: Value, first: Any, then: Any) -> Any:
         return op.transpose(x, perm=tuple(first[i] for i in then))
 
 

@@ -190,7 +190,8 @@ class _Reader:
         if isinstance(val, int | float | bool | torch.SymInt) or "sym_" in str(n.target):
             return
         if n.target is operator.getitem:
-            self.env[n.name] = self.env[n.args[0].name][n.args[1]]
+            source: Any = n.args[0]
+            self.env[n.name] = self.env[source.name][n.args[1]]
             return
         op = str(n.target)
         if "assert" in op or "sym_constrain" in op:

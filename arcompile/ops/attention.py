@@ -16,7 +16,7 @@ from arcompile.errors import IRError
 from arcompile.ir import Type, op
 from arcompile.ops.tensor import Array
 
-MASKS = ("causal", "full")
+MASKS = ("causal", "full", "prefix")
 
 
 def _rope(x: Type, cos: Type, sin: Type, at: Type, *, heads: int, interleaved: bool) -> Type:
@@ -95,6 +95,8 @@ def visible(q_len: int, k_len: int, past: Array | None, mask: str, keep: Array |
     slot = np.arange(k_len)
     at = (np.array([k_len - q_len]) if past is None else past)[:, None] + np.arange(q_len)
     last = at if mask == "causal" else np.broadcast_to(at[:, -1:], at.shape)
+    if mask == "prefix":
+        last = np.where(at[:, :1] > 0, last, at)
     seen = slot <= last[:, :, None]
     if keep is not None:  # a dropped slot is still seen by its own query
         seen = seen & (keep[:, None, :] | (slot == at[:, :, None]))
@@ -110,7 +112,8 @@ def attention(q: Array, k: Array, v: Array, *more: Array, heads: int, kv_heads: 
     past i32[r] (slots filled before this call; without it the last query sits at the last key),
     keep bool[r,t] (slots that may be seen; a query always sees its own slot), bias f32
     broadcastable to [r,h,s,t], added to the scores. mask: causal sees slots up to its own, full
-    sees every slot up to that of the last query.
+    sees every slot up to that of the last query, prefix is causal in the first call (past = 0)
+    and full in later ones: a prompt, then groups of tokens.
     """
     opt = dict(zip(extra, more, strict=True))
     r, s, _ = q.shape

@@ -31,8 +31,8 @@ def read_json(path: Path, what: str) -> Any:
             raise ArcError(f"{what} {path} is larger than {MAX_MANIFEST} bytes")
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ArcError(f"no {what} at {path}",
-                       hint="give an engine folder, as written by arcompile build") from None  # fmt: skip
+        hint = "give an engine folder, as written by arcompile build"
+        raise ArcError(f"no {what} at {path}", hint=hint) from None
     except OSError as e:
         raise ArcError(f"cannot read {what} {path}: {e.strerror}") from None
     except (ValueError, RecursionError) as e:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,20 @@ def sheet(images: Array, gap: int = 2) -> Array:
     return out
 
 
-def save(images: Array, path: Path) -> None:
-    """Write one PNG: the picture, or a contact sheet of several. Raises ArcError."""
-    from PIL import Image
+def save(images: Array, path: Path, text: Mapping[str, str] | None = None) -> None:
+    """Write one PNG: the picture, or a contact sheet of several. Raises ArcError.
+
+    text: what to keep in the file's text chunks, by keyword.
+    """
+    from PIL import Image, PngImagePlugin
 
     picture = images[0] if len(images) == 1 else sheet(images)
-    made = path.with_name(f".{path.name}.part")
+    made, chunks = path.with_name(f".{path.name}.part"), PngImagePlugin.PngInfo()
+    for key, value in (text or {}).items():
+        chunks.add_text(key, value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(made, "PNG")
+        Image.fromarray(picture).save(made, "PNG", pnginfo=chunks)
         made.replace(path)
     except OSError as e:
         made.unlink(missing_ok=True)

@@ -138,7 +138,7 @@ class Loop:
         self._draw("step", where)
         for call in step.calls:
             self._call(call, where)
-        self.past += step.append
+        self.past = self.env["past"] = self.past + np.int32(step.append)
 
     def _draw(self, when: str, where: Array, turn: int = 0) -> None:
         for index, d in enumerate(self.p.draws):
@@ -177,11 +177,14 @@ class Loop:
             self._commit(where, out["token"])
 
     def _commit(self, where: Array, token: Any) -> None:
+        """New arrays each time: graphs may have handed on the old ones."""
+        tokens = self.tokens.copy()
         if self.q.forced is not None:
-            self.tokens[:, where] = self.q.forced[:, where]
-            self.env["token"] = np.ascontiguousarray(self.tokens[:, where])
+            tokens[:, where] = self.q.forced[:, where]
+            self.env["token"] = np.ascontiguousarray(tokens[:, where])
         else:
-            self.tokens[:, where] = self.runner.numpy(token)
+            tokens[:, where] = self.runner.numpy(token)
+        self.tokens = self.env["tokens"] = tokens
 
     def _each(self, graph: str) -> None:
         """Image by image: bounded memory, and pixels that cannot depend on the batch."""

@@ -19,7 +19,7 @@ MAX_IMAGES = 4096
 
 
 def make(engine: Engine, cond: Any, seed: Any, n: int, guidance: Any, interval: int | None,
-         temperature: Any, top_k: Any, top_p: Any, given: Mapping[str, Any]) -> Request:  # fmt: skip
+         temperature: Any, top_k: Any, top_p: Any, given: Mapping[str, Any]) -> Request:
     """The checked request for len(cond) * n images. Raises ArcError."""
     inputs = _inputs(engine, cond)
     b = len(next(iter(inputs.values())))
@@ -116,7 +116,8 @@ def _array(name: str, value: Any, t: Type) -> Array:
     if not fits or not len(x):
         raise ArcError(f"input {name} has shape {list(x.shape)}, expected {t}")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
-        raise ArcError(f"input {name} has {int((~np.isfinite(x)).sum())} values that are not finite")
+        bad = int((~np.isfinite(x)).sum())
+        raise ArcError(f"input {name} has {bad} values that are not finite")
     return x
 
 

@@ -6,7 +6,6 @@ a row once there is a past; graphs whose steps query more use the standard pair.
 
 from __future__ import annotations
 
-
 from arcompile import dims
 from arcompile.ir import Node
 from arcompile.targets.onnx_emit import DTYPES, Emitter, lowers
@@ -34,6 +33,23 @@ def _own(e: Emitter, past: str, s: str, slots: str) -> str:
 
 def _range(e: Emitter, n: str) -> str:
     return e.op("Range", e.const(0), e.op("Squeeze", n, e.const([0])), e.const(1))
+
+
+def _seen(e: Emitter, keep: list[str], past: str, s: str, slots: str, mask: str) -> str:
+    """The mask operand of Attention, where `is_causal` alone does not say it."""
+    kept = _keep(e, keep[0], past, s, slots) if keep else ""
+    if mask != "prefix":
+        return kept
+    early = _prefix(e, past, s, slots)
+    return e.op("And", kept, early) if keep else early
+
+
+def _prefix(e: Emitter, past: str, s: str, slots: str) -> str:
+    """bool [r,1,s,t]: causal where nothing is past, else every slot (those filled, that is)."""
+    start = e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1, 2, 3]))
+    at = e.op("Unsqueeze", _range(e, s), e.const([0, 1, 3]))
+    before = e.op("LessOrEqual", _range(e, slots), at)
+    return e.op("Or", before, e.op("Greater", start, e.const(0)))
 
 
 def _keep(e: Emitter, keep: str, past: str, s: str, slots: str) -> str:
@@ -110,8 +126,9 @@ def _cached(e: Emitter, q: str, k: str, v: str, past: str, heads: int, scale: fl
             keep: list[str], slots: dims.Dim) -> str:  # fmt: skip
     s, filled, _ = _sizes(e, past, q)
     more = [""]
-    if keep:
-        more = [e.once(("mask", keep[0], slots), lambda: _keep(e, keep[0], past, s, e.dim(slots)))]
+    if keep or mask == "prefix":
+        more = [e.once(("mask", *keep, slots, mask),
+                       lambda: _seen(e, keep, past, s, e.dim(slots), mask))]  # fmt: skip
     out = e.op("Attention", _split(e, q, heads), k, v, *more, "", "", filled, scale=scale,
                is_causal=int(mask == "causal"))  # fmt: skip
     return _join(e, out)
@@ -123,14 +140,16 @@ def rope(e: Emitter, n: Node, x: list[str]) -> str:
     if at.type.rank == 2:
         return e.op("RotaryEmbedding", *x, num_heads=n.attrs["heads"],
                     interleaved=int(n.attrs["interleaved"]))  # fmt: skip
-    return _rotate(e, *x, n.attrs["heads"], n.attrs["interleaved"])
+    y, cos, sin, past = x
+    return _rotate(e, y, cos, sin, past, n.attrs["heads"], n.attrs["interleaved"])
 
 
 @lowers("cache_append")
 def cache_append(e: Emitter, n: Node, x: list[str]) -> str:
     heads = n.args[0].type.shape[1]
     assert isinstance(heads, int)
-    return _append(e, *x, heads)
+    cache, new, past = x
+    return _append(e, cache, new, past, heads)
 
 
 @lowers("attention")

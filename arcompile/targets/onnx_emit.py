@@ -165,7 +165,6 @@ def emit(g: Graph, spans: Mapping[str, tuple[int, int]], wide: bool = False) -> 
     """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file."""
     from arcompile.targets import onnx_attention, onnx_ops  # fill the table
 
-    assert onnx_ops and onnx_attention
-    e = Emitter(g, spans, wide)
-    data = e.model()
-    return data
+    assert onnx_ops
+    assert onnx_attention
+    return Emitter(g, spans, wide).model()

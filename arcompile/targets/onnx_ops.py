@@ -9,7 +9,7 @@ import numpy as np
 from arcompile.ir import Node
 from arcompile.ops.nn import resize_matrix
 from arcompile.ops.sampling import BLOCK
-from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, lowers
+from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, lowers
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64,
          "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}  # fmt: skip
@@ -23,8 +23,18 @@ _SAME = {
     "equal": "Equal", "less": "Less", "greater": "Greater", "less_equal": "LessOrEqual",
     "greater_equal": "GreaterOrEqual", "where": "Where", "matmul": "MatMul",
 }  # fmt: skip
-for _name, _kind in _SAME.items():
-    LOWER[_name] = lambda e, n, x, kind=_kind: e.op(kind, *x)
+
+
+def _renamed(kind: str) -> Lower:
+    return lambda e, n, x: e.op(kind, *x)
+
+
+def _reduced(kind: str) -> Lower:
+    return lambda e, n, x: e.op(kind, x[0], e.const(list(n.attrs["axes"])),
+                                keepdims=int(n.attrs.get("keepdims", False)))
+
+
+LOWER.update({name: _renamed(kind) for name, kind in _SAME.items()})
 
 
 @lowers("rsqrt")
@@ -172,10 +182,8 @@ def put_along(e: Emitter, n: Node, x: list[str]) -> str:
     return e.op("ScatterElements", *x, axis=n.attrs["axis"])
 
 
-for _name, _kind in {"sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax",
-                     "min": "ReduceMin"}.items():  # fmt: skip
-    LOWER[_name] = lambda e, n, x, kind=_kind: e.op(
-        kind, x[0], e.const(list(n.attrs["axes"])), keepdims=int(n.attrs.get("keepdims", False)))
+LOWER.update({name: _reduced(kind) for name, kind in {
+    "sum": "ReduceSum", "mean": "ReduceMean", "max": "ReduceMax", "min": "ReduceMin"}.items()})
 
 
 @lowers("argmax")
@@ -269,8 +277,10 @@ def upsample(e: Emitter, n: Node, x: list[str]) -> str:
 def resize(e: Emitter, n: Node, x: list[str]) -> str:
     """Two products by constant matrices: the same numbers on every target."""
     (_, _, h, w), (oh, ow), mode = n.args[0].type.shape, n.attrs["size"], n.attrs["mode"]
+    assert isinstance(h, int) and isinstance(w, int)
     rows, columns = resize_matrix(h, oh, mode), resize_matrix(w, ow, mode).T
-    return e.op("MatMul", e.op("MatMul", e.float(rows), x[0]), e.float(np.ascontiguousarray(columns)))
+    wide = e.op("MatMul", e.float(rows), x[0])
+    return e.op("MatMul", wide, e.float(np.ascontiguousarray(columns)))
 
 
 # --- sampling ------------------------------------------------------------------------------------
@@ -311,6 +321,7 @@ def draw(e: Emitter, n: Node, args: list[str]) -> str:
     """See ops.sampling.draw: a block of 128 tokens, then a token in it."""
     x, noise, temperature = args
     size = n.args[0].type.shape[-1]
+    assert isinstance(size, int)
     p = e.op("Exp", e.op("Sub", x, e.op("ReduceMax", x, e.const([-1]), keepdims=1)))
     if size % BLOCK:
         p = e.op("Pad", p, e.const([0, 0, 0, 0, 0, -size % BLOCK]), e.float(0.0))

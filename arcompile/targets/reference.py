@@ -66,6 +66,7 @@ class Reference(Target):
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         graphs = {}
         for path in sorted(folder.glob("*.arc")):
-            g = parse_graph(path.read_text())
-            graphs[g.name] = g
+            if path.name != "program.arc":  # the whole program, for people
+                g = parse_graph(path.read_text())
+                graphs[g.name] = g
         return Models(graphs, safetensors.mapped(folder / "weights.safetensors"))

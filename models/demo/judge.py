@@ -80,7 +80,8 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     p, slack = right / n, z * z / n
     middle = p + slack / 2
     half = z * math.sqrt(p * (1 - p) / n + slack / n / 4)
-    return max(0.0, (middle - half) / (1 + slack)), min(1.0, (middle + half) / (1 + slack))
+    low, high = (middle - half) / (1 + slack), (middle + half) / (1 + slack)
+    return max(0.0, min(p, low)), min(1.0, max(p, high))  # rounding must not push p outside
 
 
 def score(images: np.ndarray, labels: np.ndarray) -> dict:

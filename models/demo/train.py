@@ -26,10 +26,11 @@ HERE = Path(__file__).parent
 SEED = 20
 PICTURES = 36 * 1500
 VQ_PLAIN = 200      # steps before the codes come in
-VQ_CROPS = 1300     # steps on 32x32 crops; whole pictures after
-VQ_FROZEN = 1550    # steps after which codes are final and only the decoder learns
-VQ_STEPS = 2300
+VQ_CROPS = 1000     # steps on 32x32 crops; whole pictures after
+VQ_FROZEN = 1600    # steps after which codes are final and only the decoder learns
+VQ_STEPS = 2500
 JUDGE_STEPS = 2500
+GPT_PICTURES = 36 * 1000
 GPT_STEPS, GPT_BATCH = 2400, 48
 GRID = 8
 SAMPLING = {"guidance": 2.0, "temperature": 1.0, "top_k": 0}
@@ -227,11 +228,11 @@ def train_judge(work: Path, out: Path) -> None:
 
 
 def tokens(work: Path, vq: VQ) -> Tensor:
-    """The codes of all training pictures, made once; int64 [n, 64]."""
+    """The codes of the first GPT_PICTURES drawings, made once; int64 [n, 64]."""
     path = work / "tokens.npy"
     if not path.exists():
-        log("encoding", PICTURES, "pictures")
-        data = pictures(work)
+        log("encoding", GPT_PICTURES, "pictures")
+        data = pictures(work)[:GPT_PICTURES]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             parts = [vq.encode(to_signed(data[i:i + 64])) for i in range(0, len(data), 64)]
         np.save(path, torch.cat(parts).flatten(1).numpy().astype(np.int16))

@@ -7,12 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from arcompile.program import Program
+from arcompile.program import Call, Program
 from arcompile.program_text import parse_program
 from arcompile.runtime import rng
 from arcompile.runtime.loop import Loop, Request
 from arcompile.sampling import sample_graph
 from arcompile.targets.reference import models
+from arcompile.text import parse_graph
 
 V = 8
 TABLE = np.random.default_rng(0).normal(size=(V + 5, V)).astype(np.float32)
@@ -59,7 +60,7 @@ graph feed(%token: i64[b,c], %image: i64[r]) {{
 
 def chain(**kw) -> Program:
     p = parse_program(CHAIN)
-    p = replace(p, graphs=(*p.graphs, sample_graph(V)), **kw)
+    p = replace(p, **{"graphs": (*p.graphs, sample_graph(V)), **kw})
     p.verify()
     return p
 
@@ -307,13 +308,9 @@ def test_each_runs_image_by_image():
 
 def test_what_a_graph_hands_on_stays_as_it_was():
     """`past` and `tokens` move on; a value read off them earlier does not."""
-    p = chain()
     note = "graph note(%past: i32[r], %tokens: i64[b,N]) {\n  return was=%past, had=%tokens\n}"
-    first = replace(p.steps[0], calls=(*p.steps[0].calls, p.calls().__next__()))
-    p = parse_program(CHAIN.replace("1 : step sample ;", "1 : step sample ;") + "\n" + note)
-    p = replace(p, graphs=(*p.graphs, sample_graph(V)))
-    calls = (*first.calls[:3], type(first.calls[0])("note"))
-    p = replace(p, steps=(replace(p.steps[0], calls=calls), *p.steps[1:]))
+    first = replace(chain().steps[0], calls=(*chain().steps[0].calls, Call("note")))
+    p = chain(steps=(first, *chain().steps[1:]), graphs=(*chain().graphs, parse_graph(note)))
     res = run(p, request(2))
     assert res.env["was"].tolist() == [0, 0]
     assert (res.env["had"][:, 1:] == -1).all()

@@ -41,7 +41,8 @@ def draw(kind: str, width: int = 1, *, seeds=SEEDS, images=(0, 0, 5), positions=
 def test_words_are_laid_out_as_said():
     """Counter (image, position, draw, block), key (low seed, high seed), halves low word first."""
     seed, image, position, which = 0x0123456789ABCDEF, 7, 11, 13
-    found = rng.words(np.array([seed], np.uint64), np.array([image]), np.array([position]), which, 5)
+    seeds = np.array([seed], np.uint64)
+    found = rng.words(seeds, np.array([image]), np.array([position]), which, 5)
     for j in range(5):
         counter = np.array([image, position, which, j // 2], np.uint64)
         out = rng.philox(counter, np.array([0x89ABCDEF, 0x01234567], np.uint64)).tolist()

@@ -1,0 +1,85 @@
+"""arcompile build: a checkpoint in, an engine folder out."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcompile.cli.options import Decoder, Family, Json, Option, Passes, Target, parse_options
+from arcompile.cli.terminal import Bars, facts, print_json, size
+
+if TYPE_CHECKING:
+    from arcompile.runtime.engine import Engine
+
+
+def build(
+    checkpoint: Annotated[str, typer.Argument(
+        metavar="CKPT", help="A published file or folder, or the name of a shipped demo.")],
+    decoder: Decoder = None,
+    family: Family = None,
+    target: Target = "ort-cpu",
+    dtype: Annotated[str, typer.Option("--dtype", metavar="NAME",
+                                       help="What weights and activations are.")] = "f32",
+    passes: Passes = None,
+    option: Option = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", metavar="DIR",
+                                            help="The engine folder; in the cache unless given.")]
+    = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Compile a checkpoint to an engine folder. The same inputs again are a cache hit."""
+    import arcompile
+
+    start, seen = time.perf_counter(), set[str]()
+    with Bars() as bars:
+
+        def report(stage: str, share: float) -> None:
+            seen.add(stage)
+            bars(stage, share)
+
+        engine = arcompile.build(
+            checkpoint, decoder=decoder, family=family, target=target, dtype=dtype, passes=passes,
+            options=parse_options(option), out=out, progress=report)  # fmt: skip
+    told = summary(engine) | {"seconds": round(time.perf_counter() - start, 3),
+                              "cached": "cached" in seen}  # fmt: skip
+    print_json(told) if as_json else _print(told)
+
+
+def summary(engine: Engine) -> dict[str, Any]:
+    """The facts of an engine that people ask for first."""
+    m, p = engine.manifest, engine.program
+    files = {name: int(f["bytes"]) for name, f in m["files"].items()}
+    row = {"b": 1, "r": 1, "N": p.positions}
+    return {
+        "engine": str(engine.folder), "family": m["family"], "target": m["target"],
+        "dtype": m["dtype"], "passes": m["passes"], "info": m["info"], "key": m["key"],
+        "bytes": sum(files.values()),
+        "weights_bytes": sum(n for name, n in files.items() if name.endswith(".safetensors")),
+        "cache_bytes_per_row": sum(t.nbytes(row) for _, t in p.state),
+        "next": next_command(engine),
+    }  # fmt: skip
+
+
+def next_command(engine: Engine) -> str:
+    names = dict(engine.program.inputs)
+    given = "--label 0" if set(names) == {"cond"} else f"--features {'-'.join(names)}.npz"
+    out = "-o picture.png" if engine.program.finish else "--tokens tokens.npy"
+    return f"arcompile generate {shlex.quote(str(engine.folder))} {given} {out}"
+
+
+def _print(told: dict[str, Any]) -> None:
+    how = "was built before" if told["cached"] else f"built in {told['seconds']:.1f} s"
+    cache = told["cache_bytes_per_row"]
+    info = ", ".join(f"{k} {v}" for k, v in told["info"].items())
+    print(f"{told['family']} for {told['target']} ({told['dtype']}), {how}")
+    print(facts({
+        "engine": told["engine"],
+        "model": info,
+        "passes": ", ".join(told["passes"]),
+        "size": f"{size(told['bytes'])}, weights {size(told['weights_bytes'])}",
+        "cache": f"{size(cache)} an image, twice that when guided" if cache else "",
+    }))  # fmt: skip
+    print(f"next: {told['next']}")

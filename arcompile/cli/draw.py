@@ -1,0 +1,197 @@
+"""arcompile generate: an engine and a condition in, a picture out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from arcompile.cli.options import Json
+from arcompile.cli.terminal import Bars, facts, print_json
+from arcompile.errors import ArcError
+
+if TYPE_CHECKING:
+    from arcompile.runtime.engine import Engine, Output
+
+PICTURE = Path("picture.png")
+
+
+def generate(
+    engine: Annotated[Path, typer.Argument(metavar="ENGINE", help="A folder made by build.")],
+    label: Annotated[list[str] | None, typer.Option("--label", metavar="CLASS",
+        help="A class number or name, or several with commas. Repeatable. [default: 0]")] = None,
+    class_name: Annotated[list[str] | None, typer.Option("--class-name", metavar="NAME",
+        help="A class name as it is, commas included. Repeatable.")] = None,
+    features: Annotated[Path | None, typer.Option("--features", metavar="F.npz",
+        help="The engine's inputs by name, for captioned models.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed, the same tokens.")] = 0,
+    n: Annotated[int, typer.Option("-n", help="Images for each condition.")] = 1,
+    guidance: Annotated[float | None, typer.Option("--guidance", metavar="SCALE",
+        help="The CFG scale; 1 is none. [default: the engine's]")] = None,
+    guidance_interval: Annotated[int | None, typer.Option("--guidance-interval", metavar="STEPS",
+        help="Guide only so many steps after the first token.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", metavar="T",
+        help="0 takes the likeliest token. [default: the engine's]")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K",
+        help="Draw among the K likeliest; 0 is all. [default: the engine's]")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", metavar="P",
+        help="Draw among the likeliest that make up P. [default: the engine's]")] = None,
+    threads: Annotated[int, typer.Option("--threads", help="0 is one per core.")] = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.png",
+        help="The picture, or a contact sheet of several. [default: picture.png]")] = None,
+    tokens: Annotated[Path | None, typer.Option("--tokens", metavar="FILE.npy",
+        help="Save the tokens, int64 [images, positions].")] = None,
+    as_json: Json = False,
+) -> None:  # fmt: skip
+    """Draw pictures. The settings used are written into the PNG (text chunk `parameters`)."""
+    import arcompile
+
+    if threads < 0:
+        raise ArcError(f"threads must be 0 or more, got {threads}")
+    start = time.perf_counter()
+    opened = arcompile.load(engine, threads=threads)
+    ready = time.perf_counter() - start
+    out = _destination(opened, out, tokens)
+    cond = _condition(opened, label, class_name, features)
+    base = opened.defaults
+    chosen = {"guidance": _or(guidance, base["guidance"]),
+              "guidance_interval": _or(guidance_interval, base.get("guidance_interval")),
+              "temperature": _or(temperature, base["temperature"]),
+              "top_k": int(_or(top_k, base["top_k"])),
+              "top_p": _or(top_p, base["top_p"])}  # fmt: skip
+    with Bars() as bars:
+        result = opened.generate(
+            cond, seed=seed, n=n, **chosen, on_step=lambda p: bars("drawing", p.step / p.steps))
+    said = str(features) if features is not None else cond
+    settings = {"seed": seed, "cond": said, "n": n, **chosen}
+    m = opened.manifest
+    engine_facts = {k: m[k] for k in ("family", "target", "dtype", "passes", "key")}
+    _write(result, out, tokens, {**settings, "engine": engine_facts})
+    told = {
+        "path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
+        "images": len(result.tokens),
+        "pixels": list(result.images.shape[1:3]) if result.images is not None else None,
+        "tokens_sha256": hashlib.sha256(result.tokens.astype("<i8").tobytes()).hexdigest(),
+        **settings, "engine": {"path": str(engine), **engine_facts},
+        "timings": {"open": ready, **result.timings},
+    }  # fmt: skip
+    print_json(told) if as_json else _print(told)
+
+
+def _or(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
+def _destination(engine: Engine, out: Path | None, tokens: Path | None) -> Path | None:
+    """Where the picture goes; refused before anything is drawn."""
+    if tokens is not None and tokens.is_dir():
+        raise ArcError(f"{tokens} is a folder", hint="name a file, such as tokens.npy")
+    if not engine.program.finish:
+        if out is not None or tokens is None:
+            raise ArcError("this engine draws tokens only",
+                           hint="save them with --tokens tokens.npy, or build with --decoder")  # fmt: skip
+        return None
+    out = out or PICTURE
+    if out.is_dir():
+        raise ArcError(f"{out} is a folder", hint="name a file, such as picture.png")
+    if out.suffix.lower() != ".png":
+        raise ArcError(f"{out} does not end in .png", hint="pictures are PNG files")
+    return out
+
+
+# --- conditions ----------------------------------------------------------------------------------
+
+
+def _condition(engine: Engine, labels: Sequence[str] | None, names: Sequence[str] | None,
+               features: Path | None) -> Any:  # fmt: skip
+    """Class numbers and names, or arrays by input name. Raises ArcError."""
+    wanted = dict(engine.program.inputs)
+    if set(wanted) == {"cond"}:
+        if features is not None:
+            raise ArcError("this engine draws classes, not captions", hint="give --label")
+        classes = [c for item in labels or () for c in _classes(engine, item)]
+        return [*classes, *(names or ())] or [0]
+    listed = ", ".join(f"{k}: {t}" for k, t in wanted.items())
+    if labels or names:
+        raise ArcError(f"family {engine.manifest['family']} has no classes",
+                       hint=f"give --features F.npz with {listed}")  # fmt: skip
+    if features is None:
+        raise ArcError("no condition given", hint=f"give --features F.npz with {listed}")
+    return _arrays(features, wanted)
+
+
+def _classes(engine: Engine, text: str) -> list[int | str]:
+    """`207,88` or `golden retriever, tabby`; a known name is never split."""
+    parts = [text] if text in engine.labels else [p.strip() for p in text.split(",") if p.strip()]
+    return [int(p) if p.lstrip("-").isdigit() else p for p in parts]
+
+
+def _arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    import numpy as np
+
+    hint = f"save it with numpy.savez(path, {', '.join(f'{k}=...' for k in wanted)})"
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            if not hasattr(held, "files"):
+                raise ArcError(f"{path} is one array, not an .npz of several", hint=hint)
+            return {k: held[k] for k in held.files if k in wanted}
+    except OSError as e:
+        raise ArcError(f"cannot read {path}: {e.strerror or e}") from None
+    except (ValueError, EOFError, KeyError, TypeError, AttributeError) as e:
+        raise ArcError(f"{path} is not an .npz of arrays ({type(e).__name__})", hint=hint) from None
+    except Exception as e:  # zipfile and zlib have a dozen more for damaged files
+        raise ArcError(f"{path} is damaged ({type(e).__name__}: {e})", hint=hint) from None
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def _write(result: Output, out: Path | None, tokens: Path | None, used: Any) -> None:
+    import arcompile
+    from arcompile.runtime.image import save
+
+    if tokens is not None:
+        _save_tokens(result, tokens)
+    if out is not None and result.images is not None:
+        save(result.images, out, {"Software": f"arcompile {arcompile.__version__}",
+                                  "parameters": json.dumps(used)})  # fmt: skip
+
+
+def _save_tokens(result: Output, path: Path) -> None:
+    import numpy as np
+
+    made = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with made.open("wb") as f:
+            np.save(f, result.tokens)
+        made.replace(path)
+    except OSError as e:
+        raise ArcError(f"cannot write {path}: {e.strerror or e}") from None
+    finally:
+        made.unlink(missing_ok=True)
+
+
+def _print(told: dict[str, Any]) -> None:
+    t, count = told["timings"], told["images"]
+    side = "x".join(map(str, told["pixels"])) if told["pixels"] else ""
+    what = f"{count} {'image' if count == 1 else 'images'}" + (f" of {side}" if side else "")
+    print(f"drew {what} into {told['path'] or told['tokens_path']}")
+    step = t["loop"] / max(1, len(t["steps"]))
+    given = {k: told[k] for k in ("seed", "guidance", "guidance_interval", "temperature", "top_k",
+                                  "top_p") if told[k] is not None}  # fmt: skip
+    print(facts({
+        "cond": ", ".join(map(str, told["cond"])) if isinstance(told["cond"], list) else
+                str(told["cond"]),
+        "settings": ", ".join(f"{k} {v:g}" if k != "seed" else f"{k} {v}"
+                              for k, v in given.items()),
+        "tokens": f"sha256 {told['tokens_sha256']}",
+        "time": f"{t['total']:.2f} s ({len(t['steps'])} steps of {step * 1e3:.1f} ms, pixels "
+                f"{t['finish']:.2f} s), opened in {t['open']:.2f} s",
+    }))  # fmt: skip

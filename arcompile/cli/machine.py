@@ -1,0 +1,122 @@
+"""arcompile list, doctor, bench: what there is, what this machine can do, how fast it does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from arcompile.cli.options import Json
+from arcompile.cli.terminal import columns, print_json
+from arcompile.errors import MACHINE, ArcError, did_you_mean
+
+Rows = list[dict[str, Any]]
+
+
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine can do, and what to install for more."""
+    from arcompile.doctor import examine, report
+
+    told = examine()
+    print_json(told) if as_json else print(report(told))
+
+
+def list_(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="passes, models, targets, kernels")],
+    as_json: Json = False,
+) -> None:
+    """List passes, models, targets or kernels, with their options."""
+    if what not in LISTS:
+        raise ArcError(f"nothing to list named {what!r}", hint=did_you_mean(what, LISTS))
+    rows = LISTS[what]()
+    if as_json:
+        return print_json(rows)
+    if not rows:
+        print(f"no {what}")
+    for row in rows:
+        name = row.pop("name")
+        about = row.pop("about")
+        print(f"{name}  {about}")
+        print(columns([(k, _plain(v)) for k, v in row.items() if v], indent=4) or "", end="")
+        print("\n" if any(row.values()) else "")
+    return None
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" if not isinstance(v, str) else f"{k} ({v})"
+                         for k, v in value.items())  # fmt: skip
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _about(thing: Any) -> str:
+    """The first line of the docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def _passes() -> Rows:
+    from arcompile.pipeline import PASSES
+
+    return [{"name": name, "about": _about(cls), "keeps": cls.keeps,
+             "options": {f.name: f.default for f in dataclasses.fields(cls)}}
+            for name, cls in PASSES.all().items()]  # fmt: skip
+
+
+def _models() -> Rows:
+    from arcompile.family import FAMILIES
+
+    try:
+        found = FAMILIES.all()
+    except ModuleNotFoundError as e:
+        raise ArcError(f"listing models needs {e.name}, which is not installed", code=MACHINE,
+                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+    return [{"name": name, "about": _about(f), "order": f.order, "licence": f.licence,
+             "verified": f.verified, "sizes": list(f.sizes), "options": dict(f.options)}
+            for name, f in found.items()]  # fmt: skip
+
+
+def _targets() -> Rows:
+    from arcompile.target import TARGETS
+
+    return [{"name": name, "about": _about(t), "dtypes": list(t.dtypes), "needs": list(t.needs),
+             "passes": t.passes, "not here": t.available()}
+            for name, t in TARGETS.all().items()]  # fmt: skip
+
+
+def _kernels() -> Rows:
+    for module in ("arcompile.kernel", "arcompile.kernels"):
+        try:
+            table = getattr(importlib.import_module(module), "KERNELS", None)
+        except ModuleNotFoundError as e:
+            if e.name != module:
+                raise
+            continue
+        if table is not None:
+            return [{"name": name, "about": _about(k)} for name, k in table.all().items()]
+    return []
+
+
+LISTS: dict[str, Callable[[], Rows]] = {
+    "passes": _passes, "models": _models, "targets": _targets, "kernels": _kernels,
+}  # fmt: skip
+
+
+def bench(
+    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="A suite, an engine or a kernel; "
+                                        "everything unless given.")] = "all",
+    quick: Annotated[bool, typer.Option("--quick", help="Few repetitions, small sizes.")] = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
+                                             help="Where to keep the results.")] = None,
+    as_json: Json = False,
+) -> int:  # fmt: skip
+    """Measure this machine."""
+    from arcompile import bench as suites
+
+    if not hasattr(suites, "run"):
+        raise ArcError("this arcompile has no benchmarks", hint="upgrade arcompile")
+    return int(suites.run(what, quick=quick, as_json=as_json, out=out))
