@@ -1,4 +1,4 @@
-"""What `arcompile show` shows: programs of engines, checkpoints and text, before and after passes."""
+"""What `arcompile show` shows: programs of engines, checkpoints and text; passes at work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +114,8 @@ def _at(found: Sequence[Stage], name: str) -> list[int]:
     at = [i for i, s in enumerate(found) if i and name in (s.name, s.name.split("{")[0])]
     if not at:
         known = [s.name.split("{")[0] for s in found[1:]]
-        raise ArcError(f"no pass {name!r} runs here",
-                       hint=did_you_mean(name, known) if known else "add it with --passes")  # fmt: skip
+        hint = did_you_mean(name, known) if known else "add it with --passes"
+        raise ArcError(f"no pass {name!r} runs here", hint=hint)
     return at
 
 
@@ -184,7 +185,7 @@ def _bytes(weights: Sequence[Value]) -> str:
 def stage_rows(found: Sequence[Stage]) -> list[tuple[str, ...]]:
     """A row for each pass: what it keeps, and how many nodes it left of how many."""
     rows = [("pass", "keeps", "nodes", "left", "ms")]
-    for old, new in zip(found, found[1:], strict=False):
+    for old, new in pairwise(found):
         counts = [str(sum(len(g.nodes) for g in s.program.graphs)) for s in (old, new)]
         rows.append((new.name, new.keeps, *counts, f"{new.seconds * 1e3:.1f}"))
     return rows

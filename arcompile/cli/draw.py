@@ -94,8 +94,8 @@ def _destination(engine: Engine, out: Path | None, tokens: Path | None) -> Path 
         raise ArcError(f"{tokens} is a folder", hint="name a file, such as tokens.npy")
     if not engine.program.finish:
         if out is not None or tokens is None:
-            raise ArcError("this engine draws tokens only",
-                           hint="save them with --tokens tokens.npy, or build with --decoder")  # fmt: skip
+            hint = "save them with --tokens tokens.npy, or build with --decoder"
+            raise ArcError("this engine draws tokens only", hint=hint)
         return None
     out = out or PICTURE
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Plain torch, written from the papers' facts and sharing nothing with models/, and test helpers."""
+"""Plain torch, written from the papers' facts, sharing nothing with models/; and test helpers."""
 
 from __future__ import annotations
 
