@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from arcompile.cost import COLUMNS, Cost, figure, graph_cost, node_cost, program_cost, table
-from arcompile.ir import OPS, Builder, Graph, Type
+from arcompile.ir import Builder, Graph, Type
 from arcompile.program import Call, Draw, Program, Step, groups, raster
 from arcompile.sampling import sample_graph
 from arcompile.text import parse_graph
@@ -25,7 +25,7 @@ def one(op: str, *types: str, context: int | None = None, weights=(), **attrs) -
 
 def test_single_ops():
     assert one("add", "f32[b,4]", "f32[4]") == Cost(20, 0, 80 + 16 + 80, 0)
-    assert one("matmul", "f32[r,s,4]", "f16[4,8]".replace("16", "32"), weights={1}) == Cost(
+    assert one("matmul", "f32[r,s,4]", "f32[4,8]", weights={1}) == Cost(
         2 * 6 * 4 * 8, 4 * 8 * 4, (6 * 4 + 6 * 8) * 4, 0)  # fmt: skip
     assert one("conv2d", "f32[b,4,8,8]", "f32[6,2,3,3]", weights={1}, groups=2,
                pads=(1, 1, 1, 1)).flops == 2 * 5 * 6 * 64 * 2 * 9  # fmt: skip
@@ -85,10 +85,9 @@ def test_what_weights_alone_make_is_free():
     assert graph_cost(g, SIZES) == Cost(2 * 5 * 4 * 8, 4 * 8 * 4, (20 + 40) * 4, 0)
 
 
-def test_every_op_has_a_cost():
-    """No op is unknown to the model: attributes and operands are all there is."""
-    assert {"matmul", "conv2d", "attention", "decode_attention", "resize"} <= set(OPS)
-    assert one("filter_logits", "f32[b,1,4]", "f32[b]", "i64[b]", "f32[b]", "i64[1]").flops == 160
+def test_sampling():
+    c = one("filter_logits", "f32[b,1,4]", "f32[b]", "i64[b]", "f32[b]", "i64[1]")
+    assert c.flops == 8 * 20
 
 
 # --- LlamaGen-B, 256 x 256 -----------------------------------------------------------------------
@@ -159,12 +158,8 @@ def test_llamagen_b_by_hand():
     row = 2 * LAYERS * 2 * DIM * 4  # two rows, a key and a value in each layer
     assert [s.cost.cache for s in c.steps[1:]] == [row * (n + 1) for n in range(1, 257)]
     assert last.cost.flops > first.cost.flops > 2 * 2 * (read - LAYERS * 2 * DIM)
-    assert last.cost.flops - first.cost.flops == 2 * LAYERS * 12 * 255 * (4 * 64 + 5) - feed_flops()
+    assert last.cost.flops - first.cost.flops == 2 * LAYERS * 12 * 255 * (4 * 64 + 5)
     assert c.total.weights == 256 * 4 * read
-
-
-def feed_flops() -> int:
-    return 0  # the last step does not run feed, which only gathers
 
 
 def test_rows_and_batch():
