@@ -65,7 +65,8 @@ def export(module: torch.nn.Module, inputs: Mapping[str, str], *, name: str = "s
     """The graph of `module(inputs: dict) -> dict`, or of `module(*inputs)` -> tensor(s).
 
     inputs: name -> IR type such as "f32[b,3,h,w]"; symbolic sizes stay symbolic. Weights are named
-    as in the state dict, with one prefix renamed. Raises ArcError naming every unknown op and the module it came from.
+    as in the state dict, with one prefix renamed. Raises ArcError naming every unknown op and the
+    module it came from.
     """
     types = {k: Type.parse(t) for k, t in inputs.items()}
     by_dict = isinstance(module, _Method)
@@ -168,7 +169,8 @@ class _Reader:
     def _dim(self, s: Any) -> Dim:
         if isinstance(s, int):
             return s
-        text = re.sub(r"[A-Za-z_]\w*", lambda m: self.symbols.get(m[0], m[0]), str(s.node.expr))
+        text = str(s.node.expr.expand())
+        text = re.sub(r"[A-Za-z_]\w*", lambda m: self.symbols.get(m[0], m[0]), text)
         try:
             return dims.parse_dim(text.replace(" ", ""))
         except IRError:
