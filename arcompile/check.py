@@ -20,6 +20,7 @@ from arcompile.weights import Store, Weights, of_arrays, used
 
 SEEN = ("logits", "token", "latents", "pixels")  # what a program's user can see
 BATCH = 2
+BROKEN = (ArcError, ArithmeticError, LookupError, TypeError, ValueError)  # of numpy on a bad graph
 
 
 class _Trace:
@@ -52,9 +53,13 @@ class Check:
     def errors(self, new: Program) -> dict[str, float]:
         """By result name, the largest difference over the largest magnitude; integers: 0 or 1.
 
-        A result of another shape, or made another number of times, is infinitely far.
+        A result of another shape, or made another number of times, is infinitely far; so is
+        `run`, for a program that cannot run.
         """
-        found = self._run(new)
+        try:
+            found = self._run(new)
+        except BROKEN:
+            return {"run": float("inf")}
         both = [k for k in self.expected if k in found]
         names = [k for k in both if k.split(".")[-1] in SEEN] or both
         if not names:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -68,7 +69,7 @@ def build(
     with bundle.replacing(folder) as made:
         found, model = _model(checkpoint, decoder, family, options or {}, progress)
         write(made, found.name, model, target, dtype, pipeline, key, progress)
-    return load(folder)
+    return load(folder, check=False)  # it may be built here for another machine
 
 
 def write(folder: Path, family: str, model: Model, target: str, dtype: str,
@@ -141,7 +142,7 @@ def _cached(folder: Path, key: str) -> Engine | None:
     """The engine that is already there, when it was built from the same inputs and is whole."""
     try:
         if bundle.read_manifest(folder)["key"] == key:
-            return load(folder)
+            return load(folder, check=False)
     except ArcError:
         return None
     return None
@@ -162,7 +163,8 @@ def _model(checkpoint: Path, decoder: Path | None, family: str | None, options: 
     found.check_options(options)
     second = open_checkpoint(decoder).weights(*found.decoder_containers) if decoder else None
     names = (checkpoint.name, decoder.name if decoder else "")
-    model = found.model(Source(tensors, second, names, held.metadata), options)
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    model = found.model(Source(tensors, second, names, held.metadata, folder), options)
     progress("read", 1.0)
     return found, model
 
@@ -213,12 +215,15 @@ def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, 
     (folder / PROGRAM).write_text(f"{program}\n")
     if model.labels:
         (folder / "labels.json").write_text(json.dumps(list(model.labels)))
+    for name, path in model.files.items():
+        shutil.copyfile(path, folder / name)
     vocabulary = int(model.info.get("vocabulary", 0))
     (folder / "README.md").write_text(_readme(facts, model, bool(program.finish)))
     manifest = {
         "format": bundle.FORMAT, "arcompile": arcompile.__version__, **facts,
         "vocabulary": vocabulary, "graphs": [g.name for g in program.graphs],
         "info": dict(model.info), "defaults": dict(model.defaults), "tools": _tools(),
+        **({"prompt": dict(model.prompt)} if model.prompt else {}),
         "files": {f.name: bundle.entry(f) for f in sorted(folder.iterdir())},
     }  # fmt: skip
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -235,7 +240,10 @@ def _tools() -> dict[str, str]:
 
 
 def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
-    given = "0" if "classes" in model.info else "{...}"
+    words = "'a red apple'" if model.prompt else "{...}"
+    given = "0" if "classes" in model.info else words
+    shell = "--label 0" if "classes" in model.info else "--features captions.npz"
+    shell += " -o picture.png" if draws else " --tokens tokens.npy"
     picture = "\n    engine.generate(" + given + ", seed=1).save('picture.png')" if draws else (
         f"\n    engine.generate({given}, seed=1).tokens")  # fmt: skip
     passes = ", ".join(facts["passes"]) or "none"
@@ -243,7 +251,7 @@ def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
 
 Run it from the shell:
 
-    arcompile generate . -o picture.png
+    arcompile generate . {shell}
 
 or from Python, with numpy, onnxruntime and Pillow installed (no torch):
 

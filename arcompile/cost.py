@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 from arcompile import dims
+from arcompile.dims import Dim
 from arcompile.ir import DTYPES, Graph, Node, Type, Value
 from arcompile.program import BUILTIN, Call, Program, Step
 from arcompile.weights import used
@@ -247,7 +248,7 @@ class ProgramCost:
 def program_cost(p: Program, batch: int = 1, guided: bool = True) -> ProgramCost:
     """Every step's cost for `batch` images, twice the rows when guided."""
     twins = guided and any(s.guide[1] != 0 or s.guide[0] > 1 for s in p.steps)
-    walk = _Walk(p, {"b": batch, "r": 2 * batch if twins else batch, "N": p.positions})
+    walk = _Walk(p, p.sizes(batch, 2 * batch if twins else batch))
     steps = [walk.run("prompt", p.prompt)] if p.prompt else []
     steps += [walk.step(i, s) for i, s in enumerate(p.steps)]
     steps += [walk.run("finish", p.finish)] if p.finish else []
@@ -284,8 +285,9 @@ class _Walk:
             self.env[name] = _shape_of(value)
         self._draw("step", len(s.commit))
         self._draw("loop", len(s.commit))
-        found = self.run(str(i), s.calls, len(s.query), len(s.commit), s.append)
-        self.past += s.append
+        append = dims.value(s.append, self.sizes)
+        found = self.run(str(i), s.calls, len(s.query), len(s.commit), append)
+        self.past += append
         return found
 
     def run(self, name: str, calls: Iterable[Call], query: int = 0, commit: int = 0,
@@ -322,7 +324,7 @@ class _Walk:
 
     def _graph(self, g: Graph, sizes: Sizes, context: int) -> Cost:
         """A graph's cost grows by the same amount with every slot, until a cache is full."""
-        full = _slots(g)
+        full = {dims.value(d, sizes) for d in _slots(g)}
         context = min(context, max(full, default=0))
         key = (g, *sorted(sizes.items()))
         if context > min(full, default=0):
@@ -342,10 +344,10 @@ def _symbols(g: Graph) -> frozenset[str]:
 
 
 @lru_cache(64)
-def _slots(g: Graph) -> frozenset[int]:
+def _slots(g: Graph) -> frozenset[Dim]:
     """The sizes of the caches that `g` attends over."""
-    found = (a.type.shape[2] for n in g.nodes if n.op in CACHED for a in n.args if a.type.rank == 4)
-    return frozenset(d for d in found if isinstance(d, int))
+    return frozenset(a.type.shape[2] for n in g.nodes if n.op in CACHED for a in n.args
+                     if a.type.rank == 4)  # fmt: skip
 
 
 def _shape_of(value: Any) -> Shape:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def examine() -> dict[str, Any]:
         "arcompile": arcompile.__version__,
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu(), "memory_bytes": memory(), "gpus": gpus(),
-        "packages": found, "missing": {k: v for k, v in _missing(found).items()},
+        "packages": found, "missing": _missing(found),
         "targets": targets(), "cache": cache_folder(),
     }  # fmt: skip
 
@@ -120,7 +121,7 @@ def targets() -> dict[str, dict[str, str]]:
             reason = t.available()
         except ArcError as e:
             reason = e.what
-        cure = f"pip install {' '.join(repr(n) for n in t.needs)}" if reason and t.needs else ""
+        cure = f"pip install {shlex.join(t.needs)}" if reason and t.needs else ""
         found[name] = {"reason": reason, "install": cure}
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from arcompile.checkpoint import Weights as Tensors
@@ -20,13 +21,14 @@ class Source:
     """What a build starts from: the transformer's tensors and, if given, the image decoder's.
 
     `names` are the two file names (published sizes are told by them), `metadata` the string pairs
-    that a safetensors header carries.
+    that a safetensors header carries, `folder` where the other files of the model are.
     """
 
     tensors: Tensors
     decoder: Tensors | None = None
     names: tuple[str, str] = ("", "")
     metadata: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Model:
 
     module: a torch module on the meta device. entries: the graphs to export from it. program: the
     loop, without graphs. weights: `@name` -> array for every parameter and buffer of the module.
+    prompt: for families that take text, how it becomes `input_ids` (see runtime.prompt). files:
+    further files of the engine, by name.
     """
 
     module: Any
@@ -44,6 +48,8 @@ class Model:
     info: Mapping[str, Any] = field(default_factory=dict)  # sizes, for people
     labels: Sequence[str] = ()
     defaults: Mapping[str, float] = field(default_factory=dict)  # guidance, temperature, top_k, ..
+    prompt: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
 
 
 class Family:

@@ -12,11 +12,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from arcompile import dims
+from arcompile.dims import Dim
 from arcompile.errors import ArcError, did_you_mean
 from arcompile.ir import Graph, Type, verify
 
 Mask = Literal["causal", "full", "none"]
 Accept = Literal["all", "prefix", "confident"]
+
+PROMPT = 64  # what a size that only a request tells counts as, where no request is at hand
 
 # r rows (sequences the network runs: each image, then the unconditional twin of those that need
 # one), b images, N positions.
@@ -60,14 +64,15 @@ class Step:
     Raster, scale and diagonal orders commit what they query; a masked model queries every unknown
     position and commits a few; speculation queries a window and commits the accepted prefix. The
     guidance of a step is guide[0] + guide[1] * what the user asked for. `append` is the number of
-    cache slots the step fills; `set` gives constants to its graphs.
+    cache slots the step fills, a size like "p" where an input i64[b,p] tells it; `set` gives
+    constants to its graphs.
     """
 
     query: tuple[int, ...]
     commit: tuple[int, ...]
     calls: tuple[Call, ...] = (Call("step"),)
     guide: tuple[float, float] = (0.0, 1.0)
-    append: int = 0
+    append: Dim = 0
     set: tuple[tuple[str, float | int | tuple[Any, ...]], ...] = ()
 
 
@@ -119,6 +124,13 @@ class Program:
         same = all(a is b for a, b in zip(new, self.graphs, strict=True))
         return self if same else replace(self, graphs=new)
 
+    def sizes(self, b: int = 1, r: int = 1, **known: int) -> dict[str, int]:
+        """The sizes of a run; those that only a request tells are `known`, or PROMPT."""
+        return {**dict.fromkeys(self._told(), PROMPT), "b": b, "r": r, "N": self.positions, **known}
+
+    def _told(self) -> set[str]:
+        return {s for _, t in self.inputs for d in t.shape for s in dims.symbols(d)}
+
     def calls(self) -> Iterator[Call]:
         """Every call, in the order it may run."""
         yield from self.prompt
@@ -129,6 +141,7 @@ class Program:
     def verify(self) -> None:
         """Raise ArcError unless every position is committed, and every graph can be fed."""
         _verify_cover(self)
+        _verify_sizes(self)
         for g in self.graphs:
             verify(g)
             if self.graph(g.name) is not g:
@@ -161,6 +174,17 @@ def _verify_cover(p: Program) -> None:
             raise ArcError(f"steps commit positions outside the {p.positions} there are")
         raise ArcError(f"{len(missing)} of {p.positions} positions are never committed",
                        hint=f"the first is {missing[0]}")  # fmt: skip
+
+
+def _verify_sizes(p: Program) -> None:
+    """What a state and a step need at run time, the request must tell."""
+    known = p.sizes()
+    needs = [(f"state {k}", d) for k, t in p.state for d in t.shape]
+    needs += [(f"step {i}", s.append) for i, s in enumerate(p.steps)]
+    for who, d in needs:
+        if lost := sorted(dims.symbols(d) - known.keys()):
+            raise ArcError(f"{who} has the size {d}, but no input tells {lost[0]}",
+                           hint=did_you_mean(lost[0], known))  # fmt: skip
 
 
 def _verify_feeds(p: Program) -> None:

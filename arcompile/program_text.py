@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+from arcompile.dims import Dim, parse_dim
 from arcompile.errors import ArcError, IRError
 from arcompile.ir import Type
 from arcompile.program import Call, Draw, Program, Step
@@ -63,9 +64,15 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
             query, commit = (_positions(r[k], at) for k in ("query", "commit"))
             at = max(commit, default=at - 1) + 1
             steps.append(Step(query, commit, tuple(map(Call.parse, r["calls"])),
-                              (float(r["guide"][0]), float(r["guide"][1])), r["append"],
+                              (float(r["guide"][0]), float(r["guide"][1])), _size(r["append"]),
                               tuple((k, _tuples(v)) for k, v in r["set"].items())))  # fmt: skip
     return tuple(steps)
+
+
+def _size(x: int | str) -> Dim:
+    if isinstance(x, int) and not 0 <= x <= MAX_POSITIONS:
+        raise ArcError(f"a step that appends {x} slots")
+    return x if isinstance(x, int) else parse_dim(x)
 
 
 def _count(x: int | list[int]) -> int:

@@ -184,8 +184,8 @@ def _bytes(weights: Sequence[Value]) -> str:
 
 def stage_rows(found: Sequence[Stage]) -> list[tuple[str, ...]]:
     """A row for each pass: what it keeps, and how many nodes it left of how many."""
-    rows = [("pass", "keeps", "nodes", "left", "ms")]
+    rows = [("pass", "nodes", "left", "ms", "keeps")]
     for old, new in pairwise(found):
         counts = [str(sum(len(g.nodes) for g in s.program.graphs)) for s in (old, new)]
-        rows.append((new.name, new.keeps, *counts, f"{new.seconds * 1e3:.1f}"))
+        rows.append((new.name, *counts, f"{new.seconds * 1e3:.1f}", new.keeps))
     return rows

@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 def rows(x: Tensor, index: Tensor) -> Tensor:
     """x [r,n,d], index i64[r,k] -> [r,k,d]: out[i,j] = x[i, index[i,j]]"""
-    first = torch.arange(x.shape[0])[:, None] * x.shape[1]
+    first = torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2])[:, :1]
     return nn.functional.embedding(index + first, x.flatten(0, 1))
 
 

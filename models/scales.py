@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import isqrt
 from typing import Any
 
@@ -32,7 +32,7 @@ def sides(value: Any, name: str = "patch_nums") -> tuple[int, ...]:
     if not found or not all(0 < n <= MOST for n in found):
         raise ArcError(f"option {name} must list grid sides from 1 to {MOST}, got {value!r}",
                        hint=f"for example {name}=1,2,3,4,5,6,8,10,13,16")  # fmt: skip
-    if any(a > b for a, b in zip(found, found[1:], strict=False)):
+    if any(a > b for a, b in pairwise(found)):
         raise ArcError(f"option {name} must not shrink, got {','.join(map(str, found))}")
     return found
 

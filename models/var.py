@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -25,16 +25,19 @@ from arcompile.ir import Type
 from arcompile.models import multiscale_vq
 from arcompile.models.adaln import Block, HeadNorm, linear
 from arcompile.models.multiscale_vq import MultiScaleVQ, cells
-from arcompile.models.parts import bind, state
+from arcompile.models.parts import bind, state, view
 from arcompile.models.random import weights
 from arcompile.models.scales import PUBLISHED, from_tables, starts
-from arcompile.program import Call, Draw, Program, Step
+from arcompile.program import Call, Draw, Program, scales
 
 # name -> (width, layers, heads)
 SIZES = {"d16": (1024, 16, 16), "d20": (1280, 20, 20), "d24": (1536, 24, 24),
          "d30": (1920, 30, 30), "d36": (2304, 36, 36)}  # fmt: skip
+OPTIONS = {
+    "patch_nums": "grid sides, coarse to fine; told by the checkpoint's own tables",
+    "n_head": "attention heads; told by the tensors unless attention is not normalised",
+}
 IGNORE = ("lvl_1L", "attn_bias_for_masking")  # tables of training
-BUFFERS = ("zero_k_bias",)
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.c = c
         self.pos_start = nn.Parameter(torch.empty(1, c.patch_nums[0] ** 2, c.dim))
-        self.pos_1LC = nn.Parameter(torch.empty(1, c.positions, c.dim))
-        self.lvl_embed = nn.Embedding(len(c.patch_nums), c.dim)
+        self.tables(c)
         self.class_emb = nn.Embedding(c.classes + 1, c.dim)
         self.word_embed = nn.Linear(c.width, c.dim)
         if c.shared:
@@ -70,6 +72,10 @@ class Transformer(nn.Module):
             Block(c.dim, c.heads, c.hidden, c.shared, c.cosine) for _ in range(c.layers))
         self.head_nm = HeadNorm(c.dim)
         self.head = nn.Linear(c.dim, c.vocabulary)
+
+    def tables(self, c: Config) -> None:
+        self.pos_1LC = nn.Parameter(torch.empty(1, c.positions, c.dim))
+        self.lvl_embed = nn.Embedding(len(c.patch_nums), c.dim)
 
     def place(self, scale: int) -> Tensor:
         """Position and level embedding of a scale's cells, [1,n*n,dim]."""
@@ -98,6 +104,9 @@ class Transformer(nn.Module):
         return {"logits": self.head(x), **out}
 
 
+_FEED = ("gpt.word_embed", "gpt.pos_1LC", "gpt.lvl_embed", "vae.quantize")
+
+
 class Net(nn.Module):
     """The transformer and the tokenizer, which makes its inputs too."""
 
@@ -118,7 +127,9 @@ class Net(nn.Module):
         def last(net: Net, token: Tensor, f_hat: Tensor) -> dict[str, Tensor]:
             return {"f_hat": f_hat + net.vae.map(token, scale)}
 
-        return MethodType(feed if scale + 1 < len(self.vae.patch_nums) else last, self)
+        if scale + 1 == len(self.vae.patch_nums):
+            return MethodType(last, view(self, "vae.quantize"))
+        return MethodType(feed, view(self, *_FEED))
 
 
 @family("var")
@@ -129,10 +140,7 @@ class Var(Family):
     licence = "MIT"
     verified = "greedy tokens, logits, pixels and encoding of upstream on tiny checkpoints"
     sizes = SIZES
-    options = {
-        "patch_nums": "grid sides, coarse to fine; told by the checkpoint's own tables",
-        "n_head": "attention heads; told by the tensors unless attention is not normalised",
-    }
+    options = OPTIONS
     containers = ("", "trainer.var_wo_ddp", "model", "state_dict")
     decoder_containers = ("", "trainer.vae_local", "model", "state_dict")
 
@@ -153,14 +161,16 @@ class Var(Family):
             make = {}
         with torch.device("meta"):
             net = Net(c, multiscale_vq.published(c.patch_nums, **make))
-        return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed))
+        facts = {"patch_nums": ",".join(map(str, c.patch_nums))}
+        return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed),
+                      metadata=facts)  # fmt: skip
 
     def model(self, source: Source, options: Options) -> Model:
         t = source.tensors
         if source.decoder is None:
             raise ArcError("VAR makes each scale's input with its image tokenizer, and none is "
                            "given", hint="give --decoder vae_ch160v4096z32.pth")  # fmt: skip
-        c = config(t, options)
+        c = config(source, options)
         with torch.device("meta"):
             net = Net(c, tokenizer(source.decoder, c))
         match(t, state(net.gpt), ignore=IGNORE, what="VAR")
@@ -178,15 +188,16 @@ _BLOCK |= {f"{m}.{k}" for m in ("ffn.fc1", "ffn.fc2", "ada_lin.1") for k in ("we
 _BLOCK |= {"ada_gss"}
 
 
-def config(t: Tensors, options: Options) -> Config:
+def config(source: Source, options: Options) -> Config:
     """Every size from the tensors; the schedule from its tables."""
+    t, told = source.tensors, source.metadata.get("patch_nums")
     expect(t, {"pos_1LC": 3, "lvl_embed.weight": 2, "class_emb.weight": 2, "word_embed.weight": 2,
                "blocks.0.ffn.fc1.weight": 2, "head.weight": 2}, "VAR")  # fmt: skip
     dim, width = t.shape("word_embed.weight")
     return Config(
         dim, depth(t, "blocks"), heads(t, "blocks.0.attn", dim, options),
         t.shape("blocks.0.ffn.fc1.weight")[0], t.shape("head.weight")[0], width,
-        t.shape("class_emb.weight")[0] - 1, from_tables(t, options.get("patch_nums")),
+        t.shape("class_emb.weight")[0] - 1, from_tables(t, options.get("patch_nums", told)),
         "blocks.0.ada_gss" in t, "blocks.0.attn.scale_mul_1H11" in t,
     )  # fmt: skip
 
@@ -233,10 +244,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
     f_hat = f"f32[b,{c.width},{side},{side}]"
     found = [
         Entry("prompt", net.gpt.prompt, {"cond": "i64[b]", **row}),
-        Entry("step", net.gpt.step, {
-            "x": f"f32[r,s,{c.dim}]", "ada": f"f32[r,{6 * c.layers + 2},{c.dim}]",
-            "past": "i32[r]", "noise": "f32[b,c,2]",
-            **{k: str(t) for k, t in caches(c).items()}}),
+        Entry("step", net.gpt.step, step_inputs(c)),
         *feeds(net, c.patch_nums, f_hat),
         Entry("decode", net.vae.decode, {"f_hat": f_hat}),
     ]  # fmt: skip
@@ -244,6 +252,12 @@ def entries(net: Net, c: Config) -> list[Entry]:
         px = side * net.vae.factor
         found.append(Entry("encode", net.vae.encode, {"pixels": f"f32[b,3,{px},{px}]"}))
     return found
+
+
+def step_inputs(c: Config) -> dict[str, str]:
+    return {"x": f"f32[r,s,{c.dim}]", "ada": f"f32[r,{6 * c.layers + 2},{c.dim}]",
+            "past": "i32[r]", "noise": "f32[b,c,2]",
+            **{k: str(t) for k, t in caches(c).items()}}  # fmt: skip
 
 
 def feeds(net: Any, patch_nums: tuple[int, ...], f_hat: str) -> list[Entry]:
@@ -261,14 +275,13 @@ def caches(c: Config) -> dict[str, Type]:
 
 def program(c: Config) -> Program:
     """A step a scale; guidance grows from none at the first scale to all of it at the last."""
-    at, last, steps = starts(c.patch_nums), len(c.patch_nums) - 1, []
-    for s in range(last + 1):
-        here = tuple(range(at[s], at[s + 1]))
-        calls = (Call("step"), Call("sample"), Call(f"feed{s}"))
-        steps.append(Step(here, here, calls, (1.0, s / max(last, 1)), append=len(here)))
-    side = c.patch_nums[-1]
+    last, side = len(c.patch_nums) - 1, c.patch_nums[-1]
+    steps = tuple(
+        replace(step, calls=(Call("step"), Call("sample"), Call(f"feed{s}")),
+                guide=(1.0, s / max(last, 1)))
+        for s, step in enumerate(scales(c.patch_nums)))  # fmt: skip
     return Program(
-        "var", c.positions, tuple(steps), prompt=(Call("prompt"),),
+        "var", c.positions, steps, prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),), inputs=(("cond", Type("i64", ("b",))),),
         state=(*caches(c).items(), ("f_hat", Type("f32", ("b", c.width, side, side)))),
         draws=(Draw("noise", "uniform", 2),), mask="full",

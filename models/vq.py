@@ -179,7 +179,11 @@ class VQ(nn.Module):
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels f32[b,3,H,W] in [-1,1] -> tokens i64[b,N]: the nearest code of each cell."""
-        z = self.quant_conv(self.encoder(pixels)).flatten(2).transpose(1, 2)
+        return {"tokens": self.nearest(self.encoder(pixels))}
+
+    def nearest(self, features: Tensor) -> Tensor:
+        """The encoder's features f32[b,z,h,w] -> the nearest codes i64[b,h*w]."""
+        z = self.quant_conv(features).flatten(2).transpose(1, 2)
         z, codes = arc.l2_norm(z, -1), self.codebook()
         far = (codes * codes).sum(-1) - 2 * (z @ codes.t())  # |z| is 1 for all
-        return {"tokens": (-far).argmax(-1)}
+        return (-far).argmax(-1)

@@ -52,7 +52,7 @@ def summary(engine: Engine) -> dict[str, Any]:
     """The facts of an engine that people ask for first."""
     m, p = engine.manifest, engine.program
     files = {name: int(f["bytes"]) for name, f in m["files"].items()}
-    row = {"b": 1, "r": 1, "N": p.positions}
+    row = p.sizes()
     return {
         "engine": str(engine.folder), "family": m["family"], "target": m["target"],
         "dtype": m["dtype"], "passes": m["passes"], "info": m["info"], "key": m["key"],

@@ -42,7 +42,7 @@ def show(
     option: Option = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Show a program: its loop, its graphs, what passes do to it, what it costs."""
+    """Show the loop, the graphs, what passes do and what it costs."""
     from arcompile import show as see
 
     opened = _open(path, decoder, family, option)
@@ -162,12 +162,15 @@ def bisect(
     Every program runs by the numpy reference, on small random inputs, against the one no pass
     has touched.
     """
+    from arcompile import debug
     from arcompile.bisect import bisect as search
     from arcompile.check import Check
 
     limit = _limit(good)
     opened = _open(path, decoder, family, option)
     pipeline, said = _pipeline(opened, target, passes), dict[str, float]()
+    if not pipeline:
+        raise ArcError("no passes to search", hint='give --passes "swiglu" or --target ort-cpu')
     with Bars() as bars:
         bars("checking", 0.0)
         check = Check(opened.program, opened.weights, steps)
@@ -180,13 +183,15 @@ def bisect(
 
         guilty = search(opened.program, pipeline, fine)
     if as_json:
-        print_json({"guilty": guilty, "limit": limit, "errors": said})
+        print_json({"guilty": guilty, "rewrites": len(debug.fired), "limit": limit,
+                    "errors": said})  # fmt: skip
     elif guilty is None:
-        print(f"all rewrites keep the values (largest error {max(said.values()):.1e})")
+        print(f"all {len(debug.fired)} rewrites keep the values: "
+              f"{', '.join(said)} differ by {max(said.values()):.1e} at most")  # fmt: skip
     else:
         worst = max(said, key=said.__getitem__)
         print(f"guilty: {guilty}\n  {worst} is off by {said[worst]:.1e}, the limit is {limit:g}")
-        print(f"next: arcompile show {shlex.quote(path)} --diff --after PASS")
+        print(f"next: ARC_DEBUG=3 arcompile show {shlex.quote(path)} --diff --after PASS")
     return THEIRS if guilty else 0
 
 

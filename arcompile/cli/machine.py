@@ -107,8 +107,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 
 def bench(
-    what: Annotated[str, typer.Argument(metavar="[WHAT]", help="A suite, an engine or a kernel; "
-                                        "everything unless given.")] = "all",
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A suite, an engine or a kernel.")] = "all",
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions, small sizes.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
                                              help="Where to keep the results.")] = None,

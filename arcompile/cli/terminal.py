@@ -19,7 +19,8 @@ def columns(rows: Iterable[Sequence[str]], indent: int = 2) -> str:
     if not table:
         return ""
     widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
-    right = [all(r[i][:1].isdigit() or not r[i] for r in table[1:]) and len(table) > 1
+    right = [i < len(widths) - 1 and len(table) > 1
+             and all(r[i][:1].isdigit() or not r[i] for r in table[1:])
              for i in range(len(widths))]  # fmt: skip
     lines = []
     for r in table:

@@ -16,13 +16,14 @@ from torch.fx import Node as FxNode
 from arcompile import dims
 from arcompile.dims import Dim
 from arcompile.errors import ArcError, IRError
-from arcompile.export.aten import ATEN
+from arcompile.export.aten_nn import ATEN
 from arcompile.ir import Builder, Graph, Type, Value, dce, verify
 
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
           torch.float64: "f64", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8",
           torch.uint8: "u8", torch.bool: "bool"}  # fmt: skip
 TORCH = {v: k for k, v in DTYPES.items()}
+MAX_LITERAL = 256  # elements of a tensor made in the forward
 EXAMPLES = (6, 3, 5, 7, 11, 13)  # example sizes of symbolic dims: distinct, never 0 or 1
 
 
@@ -53,10 +54,11 @@ class _Method(torch.nn.Module):
 def call(module: torch.nn.Module, entry: Entry) -> Graph:
     """Export one entry of one of our model modules. Raises ArcError.
 
-    Only the submodule that owns the method is traced: torch spends time on every parameter.
+    Only the submodule that owns the method is traced: torch spends time on every parameter. An
+    owner outside the module is a partial copy of it: its names are the module's.
     """
     method = _Method(entry.method)
-    path = next(name for name, m in module.named_modules() if m is method.owner)
+    path = next((name for name, m in module.named_modules() if m is method.owner), "")
     return export(method, entry.inputs, name=entry.name, rename=("owner.", f"{path}." * bool(path)))
 
 
@@ -135,7 +137,7 @@ class _Reader:
             ops = sorted({op for op, _ in self.unknown})
             raise ArcError(
                 f"{len(ops)} torch ops have no meaning here: {', '.join(ops)}",
-                hint="write them with supported ops, or add a function to arcompile/export/aten.py",
+                hint="write them with supported ops, or add them to arcompile/export/aten_nn.py",
                 details="\n".join(f"{op} in {where}" for op, where in self.unknown),
             )
         keys = self._result_names(len(outputs))
@@ -156,9 +158,19 @@ class _Reader:
                 if isinstance(d, str) and isinstance(s, torch.SymInt):
                     self.symbols[str(s.node.expr)] = d
             self.env[n.name] = self.b.param(name, t)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            self.env[n.name] = self._constant(str(spec.target), dtype)
         else:
             key = self._named(str(spec.target))
             self.env[n.name] = self.b.weight(key, Type(dtype, tuple(int(s) for s in shape)))
+
+    def _constant(self, name: str, dtype: str) -> Value:
+        """A tensor made in the forward, which no state dict holds."""
+        value = self.program.constants[name]
+        if value.is_meta or value.numel() > MAX_LITERAL:
+            raise ArcError(f"the constant {name}, {dtype}{list(value.shape)}, is made in forward",
+                           hint="make it in __init__ with register_buffer")  # fmt: skip
+        return self.b.const(dtype=dtype, value=value.tolist())
 
     def _named(self, name: str) -> str:
         old, new = self.prefix
@@ -191,10 +203,6 @@ class _Reader:
         val = n.meta.get("val")
         if isinstance(val, int | float | bool | torch.SymInt) or "sym_" in str(n.target):
             return
-        if n.target is operator.getitem:
-            source: Any = n.args[0]
-            self.env[n.name] = self.env[source.name][n.args[1]]
-            return
         op = str(n.target)
         if "assert" in op or "sym_constrain" in op:
             return
@@ -203,15 +211,28 @@ class _Reader:
         if any(a.name in self.lost for a in n.all_input_nodes):
             self.lost.add(n.name)
             return
+        if n.target is operator.getitem:
+            source: Any = n.args[0]
+            self.env[n.name] = self.env[source.name][n.args[1]]
+            return
         fn = ATEN.get(op)
         if fn is None:
             self.lost.add(n.name)
             self.unknown.append((op.removesuffix(".default"), self.b.origin))
             return
+        self.env[n.name] = self._checked(n, self._meaning(fn, n, op), op)
+
+    def _meaning(self, fn: Callable[..., Any], n: FxNode, op: str) -> Any:
         args = [self._arg(a) for a in n.args]
         kwargs = {k: self._arg(a) for k, a in n.kwargs.items()}
-        out = fn(self.b, *args, **kwargs)
-        self.env[n.name] = self._checked(n, out, op)
+        try:
+            return fn(self.b, *args, **kwargs)
+        except ArcError as e:
+            e.add_note(f"{op} in {self.b.origin}")
+            raise
+        except (TypeError, ValueError, LookupError, AttributeError) as e:
+            raise ArcError(f"{op} in {self.b.origin}, used this way, has no meaning here: {e}",
+                           hint="write it with supported ops") from e  # fmt: skip
 
     def _checked(self, n: FxNode, out: Any, op: str) -> Any:
         """Our type rule and torch's must agree on every shape."""

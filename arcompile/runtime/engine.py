@@ -47,10 +47,15 @@ class Output:
 class Engine:
     """Runs one engine folder. May be shared by threads: each call has buffers of its own."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], program: Program, models: Any,
-                 labels: Sequence[str]):  # fmt: skip
+    def __init__(self, folder: Path, manifest: Mapping[str, Any], program: Program,
+                 labels: Sequence[str], threads: int):  # fmt: skip
         self.folder, self.manifest, self.program = folder, manifest, program
-        self.models, self.labels = models, labels
+        self.labels, self.threads = labels, threads
+
+    @cached_property
+    def models(self) -> Any:
+        """The target's models. Raises ArcError when this machine cannot run them."""
+        return TARGETS[self.manifest["target"]].open(self.program, self.folder, self.threads)
 
     def __repr__(self) -> str:
         m = self.manifest
@@ -78,12 +83,12 @@ class Engine:
     ) -> Output:
         """Draw n images for each condition. Raises ArcError.
 
-        cond: class ids, class names, or a dict of arrays by the program's input names. seed (64
-        bits), guidance, temperature, top_k and top_p take a number or one per image; guidance is
-        what the family's authors call the CFG scale (None: the engine's default); temperature 0
-        is argmax. guidance_interval: guide only that many steps after the first token. on_step
-        sees a Progress after each step. `given` replaces random draws by name (see `draws` in
-        the program), for repeatable comparisons.
+        cond: class ids, class names, prompts (words, or lists of token ids), or a dict of arrays
+        by the program's input names. seed (64 bits), guidance, temperature, top_k and top_p take
+        a number or one per image; guidance is what the family's authors call the CFG scale (None:
+        the engine's default); temperature 0 is argmax. guidance_interval: guide only that many
+        steps after the first token. on_step sees a Progress after each step. `given` replaces
+        random draws by name (see `draws` in the program), for repeatable comparisons.
         """
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
                          top_p, given)  # fmt: skip
@@ -145,16 +150,19 @@ def to_uint8(pixels: Array) -> Array:
     return np.rint(scaled).astype(np.uint8)
 
 
-def load(folder: str | Path, *, threads: int = 0) -> Engine:
+def load(folder: str | Path, *, threads: int = 0, check: bool = True) -> Engine:
     """Open an engine folder, after checking every byte of it. threads=0: one per core.
 
-    Raises ArcError when it is not an engine, was changed, or cannot run on this machine.
+    Raises ArcError when it is not an engine, was changed, or (unless check is False) cannot run
+    on this machine.
     """
     path = Path(folder)
     manifest = bundle.read_manifest(path)
     bundle.verify(path, manifest)
     program = from_data(bundle.read_json(path / "program.json", "program"))
-    models = TARGETS[manifest["target"]].open(program, path, threads)
-    labels = bundle.read_json(path / "labels.json", "labels") if (
-        "labels.json" in manifest["files"]) else []  # fmt: skip
-    return Engine(path, manifest, program, models, labels)
+    named = "labels.json" in manifest["files"]
+    labels = bundle.read_json(path / "labels.json", "labels") if named else []
+    engine = Engine(path, manifest, program, labels, threads)
+    if check:
+        assert engine.models is not None
+    return engine

@@ -11,7 +11,7 @@ import numpy as np
 
 from arcompile import dims
 from arcompile.errors import ArcError
-from arcompile.ir import Type
+from arcompile.ir import Type, bind
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Call, Program, Step
 from arcompile.runtime import rng
@@ -85,7 +85,8 @@ class Loop:
         null[guided] = b + np.arange(len(guided))
         image = np.concatenate((np.arange(b), guided))
         r = len(image)
-        self.sizes = {"b": b, "r": r, "N": program.positions}
+        told = bind(program.inputs, {k: np.shape(v) for k, v in request.inputs.items()})
+        self.sizes = program.sizes(**{**told, "b": b, "r": r})
         self.tokens = np.full((b, program.positions), -1, np.int64)
         self.past = np.zeros(r, np.int32)
         self.env: Env = {
@@ -138,7 +139,7 @@ class Loop:
         self._draw("step", where)
         for call in step.calls:
             self._call(call, where)
-        self.past = self.env["past"] = self.past + np.int32(step.append)
+        self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
 
     def _draw(self, when: str, where: Array, turn: int = 0) -> None:
         for index, d in enumerate(self.p.draws):

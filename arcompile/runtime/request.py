@@ -10,6 +10,7 @@ import numpy as np
 from arcompile.errors import ArcError, did_you_mean
 from arcompile.ir import Type
 from arcompile.ops.tensor import NUMPY
+from arcompile.runtime import prompt
 from arcompile.runtime.loop import Array, Request
 
 if TYPE_CHECKING:
@@ -82,6 +83,18 @@ def _inputs(engine: Engine, cond: Any) -> dict[str, Array]:
     want = dict(engine.program.inputs)
     if set(want) == {"cond"} and not isinstance(cond, Mapping):
         return {"cond": _classes(engine, cond)}
+    if "prompt" in engine.manifest and not isinstance(cond, Mapping):
+        cond = prompt.given(engine, cond)
+    found = _named(engine, cond, want)
+    if "cond" in found:
+        found["cond"] = _classes(engine, found["cond"])
+    if "prompt" in engine.manifest:
+        prompt.check(engine, found["input_ids"], found["mask"])
+    return found
+
+
+def _named(engine: Engine, cond: Any, want: Mapping[str, Type]) -> dict[str, Array]:
+    """A dict of arrays, each of its input's type, all for as many images."""
     if not isinstance(cond, Mapping):
         names = ", ".join(f"{k}: {t}" for k, t in want.items())
         raise ArcError(f"family {engine.manifest['family']} takes a dict of arrays, "
@@ -90,8 +103,8 @@ def _inputs(engine: Engine, cond: Any) -> dict[str, Array]:
         if key not in want:
             raise ArcError(f"no input named {key!r}", hint=did_you_mean(key, want))
     given = dict(cond)
-    if "mask" in want and "mask" not in given and "features" in given:
-        given["mask"] = np.ones(np.shape(given["features"])[:2], bool)
+    if "mask" in want and "mask" not in given and given:
+        given["mask"] = np.ones(np.shape(next(iter(given.values())))[:2], bool)
     missing = [k for k in want if k not in given]
     if missing:
         raise ArcError(f"inputs are missing: {', '.join(missing)}")
@@ -99,8 +112,6 @@ def _inputs(engine: Engine, cond: Any) -> dict[str, Array]:
     if len({len(v) for v in found.values()}) > 1:
         raise ArcError("inputs disagree on the number of images: "
                        + ", ".join(f"{k} has {len(v)}" for k, v in found.items()))  # fmt: skip
-    if "cond" in found:
-        found["cond"] = _classes(engine, found["cond"])
     return found
 
 

@@ -185,11 +185,11 @@ class Models:
 
 def _wide(p: Program, graph: str) -> bool:
     """Does some step with a past query more than one slot through this graph?"""
-    past = 0
+    past = False
     for s in p.steps:
-        if past and s.append > 1 and any(c.graph == graph for c in s.calls):
+        if past and s.append != 1 and any(c.graph == graph for c in s.calls):
             return True
-        past += s.append
+        past = past or s.append != 0
     return False
 
 

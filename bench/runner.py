@@ -1,0 +1,316 @@
+"""Measures one suite: engine and eager loop side by side, then what fresh processes tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+import arcompile
+from arcompile.bench import built, fresh, machine, suites
+from arcompile.bench.machine import PAUSE, Bandwidth
+from arcompile.bench.spread import compare, figure, summary
+from arcompile.bench.suites import Suite
+from arcompile.errors import MACHINE, ArcError
+from arcompile.runtime.engine import Engine, load
+from arcompile.runtime.loop import Progress
+
+Say = Callable[[str], None]
+QUICK = 33  # steps of a quick run
+SAMPLED = 65  # steps of the run that samples; its law does not depend on the position
+WARM = 1  # first steps of each turn that are not counted: threads wake, caches are the other's
+SETTINGS = {
+    "interleaved": "a turn of `block` engine steps, a reading of memory, a turn of eager steps, "
+                   f"with {PAUSE} s between",
+    "warm_up": f"one whole run of each side before; the first {WARM} step of each turn",
+    "step": "one pass of the loop: transformer, guidance, sampling, next input; host work too",
+    "image": "Engine.generate from the call to the uint8 picture; no PNG",
+    "percent_of_read": "weight bytes that a step reads / its median time / best reading of memory; "
+                       "caches and activations are not counted",
+    "floor": "weight bytes that a step reads / best reading of memory in this run",
+    "not_timed": "loading, except where named; encoders; writing files",
+}  # fmt: skip
+
+
+def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
+    """Everything about one suite, as one row. Raises ArcError."""
+    _needs()
+    folder, build = built.ready(suite, say)
+    bench = _Bench(suite, load(folder), quick, say)
+    row = {**bench.head(), **bench.speed(), **bench.memory(build)}
+    if not quick:
+        row |= bench.fresh(build)
+    row["limits"] = limits(row, suite.limits)
+    return row
+
+
+def _needs() -> None:
+    try:
+        import onnx  # noqa: F401
+        import torch
+    except ImportError as e:
+        raise ArcError(f"bench needs {e.name}, which is not installed", code=MACHINE,
+                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+    torch.set_num_threads(machine.cores())
+
+
+@dataclass
+class Turns:
+    """What an interleaved run timed: for each turn the steps that count, and memory between."""
+
+    at: list[int] = field(default_factory=list)  # the step of each entry below
+    engine: list[float] = field(default_factory=list)
+    eager: list[float] = field(default_factory=list)
+    turns: list[slice] = field(default_factory=list)
+    read: list[float] = field(default_factory=list)  # GB/s, one for each turn
+    tokens: list[Any] = field(default_factory=list)  # the eager loop's
+
+    def medians(self, side: Sequence[float]) -> list[float]:
+        return [float(np.median(side[t])) for t in self.turns if side[t]]
+
+
+class _Bench:
+    def __init__(self, suite: Suite, engine: Engine, quick: bool, say: Say):
+        self.suite, self.engine, self.quick, self.say = suite, engine, quick, say
+        self.cond = suites.condition(engine.manifest["info"], suite.batch)
+        twins = 2 if suite.guidance != 1 else 1
+        self.reads = built.reads(engine, suite.batch, suite.batch * twins)
+        say("reading memory")
+        self.bandwidth = Bandwidth()
+        self.bandwidth.measure(2)
+        self.bandwidth.narrow()
+        self.eager = self._eager()
+
+    def _eager(self) -> Any:
+        if self.suite.engine:
+            return None
+        from arcompile.bench import eager
+
+        self.say("loading the eager loop")
+        return eager.load(self.suite.family, suites.source(self.suite))
+
+    def head(self) -> dict[str, Any]:
+        m, s = self.engine.manifest, self.suite
+        return {
+            "suite": s.name, "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "host": machine.host(), "quick": self.quick, "arcompile": arcompile.__version__,
+            "family": m["family"], "target": m["target"], "dtype": m["dtype"],
+            "passes": m["passes"], "model": m["info"], "batch": s.batch, "guidance": s.guidance,
+            "weights": "the shipped demo's" if s.checkpoint else "the engine's" if s.engine
+            else "random",
+            "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),
+            "block": s.block, "settings": SETTINGS, "machine": machine.facts(),
+        }  # fmt: skip
+
+    # --- speed ---
+
+    def speed(self) -> dict[str, Any]:
+        self.say("warming up")
+        few = self._short(min(2 * self.suite.block, QUICK), finish=not self.quick)
+        self.interleave(few, 0.0, 0, warm=True)
+        self.say("steps, greedy")
+        program = self._short(QUICK) if self.quick else self.engine
+        greedy, output = self.interleave(program, 0.0, 0)
+        found = {"greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
+                 "prompt_ms": figure(output.timings["prompt"] * 1e3)}  # fmt: skip
+        self.say("steps, sampled")
+        sampled, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
+                                     self.suite.top_k)  # fmt: skip
+        found["sampled"] = {"top_k": self.suite.top_k, **self._steps(sampled)}
+        if not self.quick:
+            found["image"] = self._image(greedy, output)
+        self.bandwidth.measure(3)
+        found["machine"] = {**machine.facts(), "read_gbps": self.bandwidth.row(),
+                            "gemm_gflops": machine.gemm()}  # fmt: skip
+        for name in ("greedy", "sampled"):  # only now is the best reading known
+            found[name] |= self._floor(found[name]["engine"], found[name].pop("read_pairs"))
+        found["series"] = {"step": greedy.at, "engine_ms": _ms(greedy.engine),
+                           "eager_ms": _ms(greedy.eager)}  # fmt: skip
+        return found
+
+    def _short(self, steps: int, finish: bool = False) -> Engine:
+        """The engine, stopping after so many steps."""
+        e, p = self.engine, self.engine.program
+        cut = replace(p, steps=p.steps[:steps], finish=p.finish if finish else ())
+        return Engine(e.folder, e.manifest, cut, e.models, e.labels)
+
+    def interleave(self, engine: Engine, temperature: float, top_k: int,
+                   warm: bool = False) -> tuple[Turns, Any]:  # fmt: skip
+        """One run of the engine that stops every `block` steps for the eager loop's turn."""
+        turns, block, steps = Turns(), self.suite.block, len(engine.program.steps)
+        if self.eager is not None:
+            self.eager.begin(self.cond, self.suite.guidance, temperature, top_k)
+
+        def on_step(p: Progress) -> None:
+            if p.step % block and p.step != steps:
+                return
+            first = (p.step - 1) // block * block
+            time.sleep(PAUSE)
+            turns.read.append(0.0 if warm else self.bandwidth.measure())
+            spent = self._eager_turn(turns, p.step - first)
+            start = len(turns.at)
+            turns.at += range(first + WARM, p.step)
+            turns.turns.append(slice(start, len(turns.at)))
+            turns.eager += spent[WARM:]
+            time.sleep(PAUSE)
+
+        output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,
+                                 top_k=top_k, on_step=on_step)  # fmt: skip
+        turns.engine = [output.timings["steps"][i] for i in turns.at]
+        if warm and self.eager is not None and output.pixels is not None:
+            self._decode(np.zeros_like(output.tokens))
+        return turns, output
+
+    def _eager_turn(self, turns: Turns, steps: int) -> list[float]:
+        if self.eager is None:
+            return []
+        spent = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            turns.tokens.append(self.eager.step())
+            spent.append(time.perf_counter() - start)
+        return spent
+
+    def _steps(self, t: Turns) -> dict[str, Any]:
+        """Step latency of both sides, tokens a second, and eager / engine pair by pair."""
+        found: dict[str, Any] = {"engine": summary(t.engine)}
+        committed = self.engine.program.positions / len(self.engine.program.steps)
+        each = self.suite.batch * committed
+        found["tokens_per_s"] = figure(each / float(np.median(t.engine)))
+        found["read_pairs"] = [s * gbps * 1e9 / self.reads.step
+                               for s, gbps in zip(t.medians(t.engine), t.read, strict=True)]  # fmt: skip
+        if self.eager is not None:
+            found["eager"] = summary(t.eager)
+            found["eager_tokens_per_s"] = figure(each / float(np.median(t.eager)))
+            found["eager_vs_engine"] = compare(t.medians(t.eager), t.medians(t.engine))
+        return found
+
+    def _floor(self, engine: Mapping[str, Any], pairs: list[float]) -> dict[str, Any]:
+        """Against the time it takes to read a step's weights once."""
+        floor = self.reads.step / self.bandwidth.best / 1e6  # ms
+        return {
+            "gbps": figure(self.reads.step / engine["median"] / 1e6),
+            "percent_of_read": figure(100 * floor / engine["median"], 3),
+            "floor": {"ms": figure(floor), "median_vs_floor": figure(engine["median"] / floor),
+                      "min_vs_floor": figure(engine["min"] / floor),
+                      "pairs_vs_floor": summary(pairs, 1.0)},
+        }  # fmt: skip
+
+    def _tokens(self, t: Turns, output: Any) -> dict[str, Any]:
+        """Are the greedy tokens of both sides the same?"""
+        if self.eager is None:
+            return {"equal": None, "compared": 0}
+        import torch
+
+        theirs = torch.cat(t.tokens, 1).numpy()
+        order = [i for s in self.engine.program.steps for i in s.commit][: theirs.shape[1]]
+        differ = (output.tokens[:, order] != theirs).any(0)
+        first = int(np.argmax(differ)) if differ.any() else None
+        return {"equal": first is None, "compared": theirs.size, "first_difference": first}
+
+    # --- a whole image ---
+
+    def _image(self, t: Turns, output: Any) -> dict[str, Any]:
+        """Engine alone, from call to picture, against its parts in the same run."""
+        runs, parts = [], []
+        for i in range(2):
+            self.say(f"whole image {i + 1} of 2")
+            self.bandwidth.measure()
+            start = time.perf_counter()
+            out = self.engine.generate(self.cond, guidance=self.suite.guidance, temperature=0)
+            runs.append(time.perf_counter() - start)
+            steps = out.timings["steps"]
+            parts.append((len(steps) * float(np.median(steps)), out.timings["finish"]))
+        best = int(np.argmin(runs))
+        found = {
+            "s": summary(runs, 1.0), "images_per_s": figure(self.suite.batch / min(runs)),
+            "steps_s": figure(parts[best][0]), "decoder_s": figure(parts[best][1]),
+            "vs_parts": figure(runs[best] / sum(parts[best])),
+        }  # fmt: skip
+        if self.eager is None:
+            return found
+        eager = float(np.median(t.eager)) * len(self.engine.program.steps)
+        decoder = self._decode(output.tokens) if output.pixels is not None else 0.0
+        return {**found, "eager_steps_s": figure(eager), "eager_decoder_s": figure(decoder),
+                "eager_vs_engine": figure((eager + decoder) / runs[best])}  # fmt: skip
+
+    def _decode(self, tokens: Any) -> float:
+        import torch
+
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        self.eager.finish(torch.from_numpy(tokens))
+        return time.perf_counter() - start
+
+    # --- memory, build, load ---
+
+    def memory(self, build: Mapping[str, Any]) -> dict[str, Any]:
+        r = self.reads
+        return {"bytes": {"step_weights": r.step, "run_weights": r.held, "file": r.file,
+                          "state": r.state}}  # fmt: skip
+
+    def fresh(self, build: Mapping[str, Any]) -> dict[str, Any]:
+        """What only fresh processes tell."""
+        s, folder, r = self.suite, str(self.engine.folder), self.reads
+        self.say("import, load")
+        imported = min((fresh.imports() for _ in range(3)), key=lambda x: x["with_load_s"])
+        loaded = min((fresh.run("load", folder) for _ in range(2)), key=lambda x: x["first_step_s"])
+        self.say("memory of a run")
+        used = fresh.run("generate", folder, str(s.batch), str(s.guidance))
+        found = {
+            "import": {k: figure(v, 3) for k, v in imported.items()},
+            "load": {**{k: figure(v, 3) for k, v in loaded.items()},
+                     "first_step_beyond_read_s":
+                         figure(max(0.0, loaded["first_step_s"] - loaded["read_s"]), 3)},
+            "run_memory": {**_sizes(used), "vs_weights_kv":
+                           figure(used["peak"] / (r.held + r.state))},
+        }  # fmt: skip
+        if self.eager is not None:
+            self.say("memory of the eager loop")
+            theirs = fresh.run("eager", s.name)
+            found["run_memory"] |= {"eager_peak": theirs["peak"]}
+        if build:
+            found["build"] = {"s": figure(build["wall_s"]), "peak": build["peak"],
+                              "now": build["now"], "vs_weights": figure(build["peak"] / r.file),
+                              "includes": "start of python, drawing or reading the weights"}  # fmt: skip
+        return found
+
+
+def _sizes(found: Mapping[str, Any]) -> dict[str, int]:
+    return {k: v for k, v in found.items() if k != "wall_s"}
+
+
+def _ms(seconds: Sequence[float]) -> list[float]:
+    return [round(s * 1e3, 3) for s in seconds]
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+# name -> (where its figure is in the row, whether more is better)
+TARGETS: dict[str, tuple[str, bool]] = {
+    "step_vs_floor": ("greedy.floor.median_vs_floor", False),
+    "eager_vs_step": ("greedy.eager_vs_engine.median", True),
+    "image_vs_parts": ("image.vs_parts", False),
+    "run_rss_vs_weights_kv": ("run_memory.vs_weights_kv", False),
+    "build_s": ("build.s", False), "build_rss_vs_weights": ("build.vs_weights", False),
+    "first_step_beyond_read_s": ("load.first_step_beyond_read_s", False),
+    "import_s": ("import.with_load_s", False),
+}  # fmt: skip
+
+
+def limits(row: Mapping[str, Any], wanted: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Each limit of the suite that this run measured, and whether it is met."""
+    found = []
+    for name, limit in wanted.items():
+        where, more = TARGETS[name]
+        got: Any = row
+        for part in where.split("."):
+            got = got.get(part) if isinstance(got, Mapping) else None
+        if got is not None:
+            met = got >= limit if more else got <= limit
+            found.append({"name": name, "limit": limit, "got": got, "met": bool(met)})
+    return found

@@ -1,0 +1,94 @@
+"""What is measured, as data: one line per suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from arcompile.errors import ArcError, did_you_mean
+
+if TYPE_CHECKING:
+    from arcompile.family import Source
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One model, one way to build it and one way to run it.
+
+    size: of the family's random weights; or checkpoint: the name of a shipped demo; or engine: a
+    folder, which has no eager loop to compare with. block: steps in a row before the other side
+    has its turn. limits: the figure that must be met, by the names of runner.TARGETS.
+    """
+
+    name: str
+    family: str = ""
+    size: str = ""
+    checkpoint: str = ""
+    engine: str = ""
+    target: str = "ort-cpu"
+    dtype: str = "f32"
+    passes: str = ""
+    batch: int = 1
+    guidance: float = 4.0
+    top_k: int = 2000  # of the sampled run
+    block: int = 8
+    limits: Mapping[str, float] = field(default_factory=dict)
+
+
+VERTICAL = {"step_vs_floor": 1.10, "eager_vs_step": 1.8, "image_vs_parts": 1.05,
+            "run_rss_vs_weights_kv": 1.3, "build_s": 60.0, "build_rss_vs_weights": 3.5,
+            "first_step_beyond_read_s": 1.0, "import_s": 0.3}  # fmt: skip
+
+SUITES = {s.name: s for s in (
+    Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
+    Suite("llamagen-B", "llamagen", "B", limits=VERTICAL),
+    Suite("llamagen-B-batch4", "llamagen", "B", batch=4),
+    Suite("llamagen-L", "llamagen", "L"),
+    Suite("demo", "llamagen", checkpoint="demo", top_k=0),
+)}  # fmt: skip
+
+
+def find(what: str) -> Suite:
+    """A suite by its name, or one around an engine folder. Raises ArcError."""
+    if what in SUITES:
+        return SUITES[what]
+    path = Path(what)
+    if (path / "manifest.json").is_file():
+        return Suite(path.resolve().name, engine=str(path))
+    if path.exists():
+        raise ArcError(f"{what} is not an engine folder", hint="arcompile bench list")
+    raise ArcError(f"no suite or engine named {what!r}", hint=did_you_mean(what, SUITES))
+
+
+def describe(s: Suite) -> dict[str, Any]:
+    return {**asdict(s), "limits": dict(s.limits)}
+
+
+def source(s: Suite) -> Source:
+    """The weights the suite's engine is built from. Raises ArcError."""
+    from arcompile.checkpoint import open_checkpoint
+    from arcompile.family import FAMILIES, Source
+    from arcompile.models.demo import DEMOS, FOLDER
+
+    family = FAMILIES[s.family]
+    if not s.checkpoint:
+        return family.random(s.size)
+    first, second = (FOLDER / name for name in DEMOS[s.checkpoint])
+    held = open_checkpoint(first)
+    decoder = open_checkpoint(second).weights(*family.decoder_containers)
+    return Source(held.weights(*family.containers), decoder, (first.name, second.name),
+                  held.metadata)  # fmt: skip
+
+
+def condition(info: Mapping[str, Any], batch: int) -> Any:
+    """Some condition for each image of a batch: classes, or caption features."""
+    if "classes" in info:
+        return [(1 + 207 * i) % info["classes"] for i in range(batch)]
+    if "caption" in info:
+        shape = (batch, *info["caption"])
+        return {"features": np.random.default_rng(0).standard_normal(shape, np.float32)}
+    raise ArcError("this engine's condition is of a kind that bench cannot make up")
