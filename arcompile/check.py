@@ -61,7 +61,7 @@ class Check:
         except BROKEN:
             return {"run": float("inf")}
         both = [k for k in self.expected if k in found]
-        names = [k for k in both if k.split(".")[-1] in SEEN] or both
+        names = [k for k in both if k in SEEN or "." in k] or both
         if not names:
             raise ArcError("the two programs have no result in common")
         return {k: _far(self.expected[k], found[k]) for k in names}

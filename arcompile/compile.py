@@ -22,7 +22,7 @@ from arcompile.program import Program
 from arcompile.program_text import to_data
 from arcompile.runtime import bundle
 from arcompile.runtime.engine import Engine, load
-from arcompile.sampling import sample_graph
+from arcompile.sampling import GRAPHS
 from arcompile.target import TARGETS
 from arcompile.weights import Store, Weights
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Options = Mapping[str, Any]
 Report = Callable[[str, float], None]
 TOOLS = ("torch", "onnx", "onnxruntime", "numpy")
+PATHS = ("text_encoder",)  # options that name files: their bytes count, wherever they lie
 PROGRAM = "program.arc"  # the program as it was lowered, graphs included: what `show` reads
 
 
@@ -120,8 +121,15 @@ def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str
     parts = [arcompile.__version__, _own_digest(), checkpoint.name, digest(checkpoint),
              decoder.name if decoder else "", digest(decoder) if decoder else "", family or "",
              target, dtype, *map(str, pipeline),
-             json.dumps(options, sort_keys=True, default=str)]  # fmt: skip
+             json.dumps({k: _content(k, v) for k, v in options.items()}, sort_keys=True,
+                        default=str)]  # fmt: skip
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _content(option: str, value: Any) -> Any:
+    """What an option means for the engine: of a path, the digest of what is there."""
+    is_path = option in PATHS and isinstance(value, str | os.PathLike)
+    return digest(value) if is_path and Path(value).exists() else value
 
 
 def _own_digest() -> str:
@@ -203,9 +211,9 @@ def _export(model: Model, progress: Report) -> Program:
         graphs.append(call(model.module, entry))
     progress("export", 1.0)
     called = {c.graph for c in model.program.calls()}
-    if "sample" in called - {g.name for g in graphs}:
+    for name in sorted(GRAPHS.keys() & called - {g.name for g in graphs}):
         logits = next(v for g in graphs if (v := g.result("logits")) is not None)
-        graphs.append(sample_graph(int(logits.type.shape[-1])))
+        graphs.append(GRAPHS[name](int(logits.type.shape[-1])))
     return replace(model.program, graphs=tuple(graphs))
 
 
@@ -240,9 +248,10 @@ def _tools() -> dict[str, str]:
 
 
 def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
-    words = "'a red apple'" if model.prompt else "{...}"
+    words = "'a red apple'" if model.prompt or "text" in model.info else "{...}"
     given = "0" if "classes" in model.info else words
-    shell = "--label 0" if "classes" in model.info else "--features captions.npz"
+    asked = "--features inputs.npz" if words == "{...}" else f"--prompt {words}"
+    shell = "--label 0" if "classes" in model.info else asked
     shell += " -o picture.png" if draws else " --tokens tokens.npy"
     picture = "\n    engine.generate(" + given + ", seed=1).save('picture.png')" if draws else (
         f"\n    engine.generate({given}, seed=1).tokens")  # fmt: skip

@@ -167,7 +167,7 @@ def _few(names: Sequence[str]) -> str:
 
 def graph_rows(p: Program) -> list[tuple[str, ...]]:
     """A row for each graph under a row of titles."""
-    rows = [("graph", "runs", "nodes", "weights", "ops")]
+    rows: list[tuple[str, ...]] = [("graph", "runs", "nodes", "weights", "ops")]
     runs = Counter(c.graph for c in p.calls())
     for g in every(p):
         ops = Counter(n.op for n in g.nodes).most_common(5)
@@ -184,7 +184,7 @@ def _bytes(weights: Sequence[Value]) -> str:
 
 def stage_rows(found: Sequence[Stage]) -> list[tuple[str, ...]]:
     """A row for each pass: what it keeps, and how many nodes it left of how many."""
-    rows = [("pass", "nodes", "left", "ms", "keeps")]
+    rows: list[tuple[str, ...]] = [("pass", "nodes", "left", "ms", "keeps")]
     for old, new in pairwise(found):
         counts = [str(sum(len(g.nodes) for g in s.program.graphs)) for s in (old, new)]
         rows.append((new.name, *counts, f"{new.seconds * 1e3:.1f}", new.keeps))

@@ -20,8 +20,8 @@ from arcompile.runtime.engine import Engine, load
 from arcompile.runtime.loop import Progress
 
 Say = Callable[[str], None]
-QUICK = 33  # steps of a quick run
-SAMPLED = 65  # steps of the run that samples; its law does not depend on the position
+QUICK = 32  # steps of a quick run
+SAMPLED = 64  # steps of the run that samples; its law does not depend on the position
 WARM = 1  # first steps of each turn that are not counted: threads wake, caches are the other's
 SETTINGS = {
     "interleaved": "a turn of `block` engine steps, a reading of memory, a turn of eager steps, "
@@ -69,8 +69,16 @@ class Turns:
     read: list[float] = field(default_factory=list)  # GB/s, one for each turn
     tokens: list[Any] = field(default_factory=list)  # the eager loop's
 
+    def add(self, at: range, eager: Sequence[float], read: float) -> None:
+        if not at:
+            return
+        self.turns.append(slice(len(self.at), len(self.at) + len(at)))
+        self.at += at
+        self.eager += eager
+        self.read.append(read)
+
     def medians(self, side: Sequence[float]) -> list[float]:
-        return [float(np.median(side[t])) for t in self.turns if side[t]]
+        return [float(np.median(side[t])) for t in self.turns]
 
 
 class _Bench:
@@ -150,12 +158,9 @@ class _Bench:
                 return
             first = (p.step - 1) // block * block
             time.sleep(PAUSE)
-            turns.read.append(0.0 if warm else self.bandwidth.measure())
+            read = 0.0 if warm else self.bandwidth.measure()
             spent = self._eager_turn(turns, p.step - first)
-            start = len(turns.at)
-            turns.at += range(first + WARM, p.step)
-            turns.turns.append(slice(start, len(turns.at)))
-            turns.eager += spent[WARM:]
+            turns.add(range(first + WARM, p.step), spent[WARM:], read)
             time.sleep(PAUSE)
 
         output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,

@@ -45,9 +45,9 @@ VERTICAL = {"step_vs_floor": 1.10, "eager_vs_step": 1.8, "image_vs_parts": 1.05,
 
 SUITES = {s.name: s for s in (
     Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
-    Suite("llamagen-B", "llamagen", "B", limits=VERTICAL),
-    Suite("llamagen-B-batch4", "llamagen", "B", batch=4),
-    Suite("llamagen-L", "llamagen", "L"),
+    Suite("llamagen-B", "llamagen", "B", block=16, limits=VERTICAL),
+    Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16),
+    Suite("llamagen-L", "llamagen", "L", block=16),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),
 )}  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def respaced(n: int, total: int = TRAINED) -> list[int]:
 def cosine_betas(total: int = TRAINED, most: float = 0.999) -> np.ndarray:
     """https://arxiv.org/abs/2102.09672"""
     left = [math.cos((i / total + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(total + 1)]
-    return np.array([min(1 - b / a, most) for a, b in zip(left, left[1:], strict=False)])
+    return np.array([min(1 - b / a, most) for a, b in pairwise(left)])
 
 
 # What one denoising step needs to know of its time.

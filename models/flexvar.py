@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -57,13 +57,13 @@ class Net(nn.Module):
 
     def __init__(self, c: Config, tokenizer: vq.VQ):
         super().__init__()
-        self.gpt, self.vq = Transformer(c), tokenizer
+        self.gpt, self.vq, self.patch_nums = Transformer(c), tokenizer, c.patch_nums
 
     def feed(self, scale: int) -> Callable[..., dict[str, Tensor]]:
         """The graph after a scale's draw: its codes, resized to the next scale."""
 
         def feed(net: Net, token: Tensor, image: Tensor) -> dict[str, Tensor]:
-            n, larger = net.gpt.c.patch_nums[scale : scale + 2]
+            n, larger = net.patch_nums[scale : scale + 2]
             z = nn.functional.embedding(token, net.vq.codebook())
             z = z.transpose(1, 2).unflatten(2, (n, n))
             x = net.gpt.word_embed(cells(arc.resize(z, larger, larger, "bicubic")))
@@ -73,12 +73,12 @@ class Net(nn.Module):
 
     def decode(self, tokens: Tensor) -> dict[str, Tensor]:
         """tokens i64[b,L] -> pixels f32[b,3,H,W], about [-1,1], of the last scale."""
-        return self.vq.decode(tokens[:, starts(self.gpt.c.patch_nums)[-2] :])
+        return self.vq.decode(tokens[:, starts(self.patch_nums)[-2] :])
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels f32[b,3,H,W] in [-1,1] -> tokens of all scales i64[b,L]."""
         z = self.vq.encoder(pixels)
-        found = [self.vq.nearest(arc.resize(z, n, n, "area")) for n in self.gpt.c.patch_nums]
+        found = [self.vq.nearest(arc.resize(z, n, n, "area")) for n in self.patch_nums]
         return {"tokens": torch.cat(found, 1)}
 
 
@@ -89,8 +89,8 @@ class FlexVar(Family):
     order = "scales"
     licence = "MIT"
     verified = "greedy tokens and pixels of upstream on a tiny checkpoint"
-    sizes = SIZES
-    options = OPTIONS
+    sizes: ClassVar = SIZES
+    options: ClassVar = OPTIONS
     containers = ("", "trainer.var_wo_ddp", "model", "state_dict")
     decoder_containers = ("model", "", "state_dict")
 

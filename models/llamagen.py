@@ -21,6 +21,7 @@ from arcompile.errors import ArcError
 from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
+from arcompile.models import t5
 from arcompile.models.llama import Block, RopeTable, grid_rope
 from arcompile.models.parts import bind, state
 from arcompile.models.random import weights
@@ -135,6 +136,7 @@ class LlamaGen(Family):
     options: ClassVar = {
         "n_head": "attention heads; told by the shapes for published sizes",
         "grid": "tokens per side; told by file names such as c2i_B_256.pt (16), _384 (24)",
+        **t5.OPTION,
     }
 
     def claims(self, t: Tensors) -> bool:
@@ -155,7 +157,9 @@ class LlamaGen(Family):
     def model(self, source: Source, options: Options) -> Model:
         c = config(source, options)
         net, bound = assemble(source, c, Transformer, self.name)
-        return Model(net, entries(net, c), program(c, hasattr(net, "vq")), bound, info(net, c))
+        made = Model(net, entries(net, c), program(c, hasattr(net, "vq")), bound, info(net, c))
+        return t5.with_text(made, options, width=c.features, tokens=c.prompt, pad="left",
+                            clean=True)  # fmt: skip
 
 
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis"}

@@ -7,7 +7,6 @@ decoder over all, and for every new cell a denoising loop of a small network.
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -23,14 +22,16 @@ from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models import kl
 from arcompile.models.diffusion import COLUMNS, TRAINED, AdaMLP, ddpm, denoise, respaced, sinusoid
-from arcompile.models.parts import bind, state
+from arcompile.models.parts import bind, count, shape, state, told
 from arcompile.models.random import weights
 from arcompile.program import Call, Draw, Program, Step, masked
 
 # name -> (width, layers of the encoder and of the decoder, heads, blocks and width of the head)
 SIZES = {
-    "base": (768, 12, 12, 6, 1024), "large": (1024, 16, 16, 8, 1280), "huge": (1280, 20, 16, 12, 1536),
-}  # fmt: skip
+    "base": (768, 12, 12, 6, 1024),
+    "large": (1024, 16, 16, 8, 1280),
+    "huge": (1280, 20, 16, 12, 1536),
+}
 GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}  # what the authors evaluate with
 SCHEDULES = ("linear", "constant")
 
@@ -211,31 +212,24 @@ class Mar(Family):
 
     def claims(self, t: Tensors) -> bool:
         # Hi-MAR, Harmon and TokenBridge have further parts next to these
-        return _OWN <= {*t} and {k.split(".")[0] for k in t} <= _TOP
+        return _OWN.issubset(t) and {k.split(".")[0] for k in t} <= _TOP
 
     def random(self, size: str, seed: int = 0) -> Source:
         """Random weights of a published size, with KL-16; or "tiny"."""
         c = of_size(size)
-        vae = kl.published() if c.channels == 16 else kl.published((1, 1), ch=32, z=c.channels)
         with torch.device("meta"):
             names = state(Transformer(c), skip=TABLES)
         facts = {"num_heads": str(c.heads), "num_iter": str(c.iterations),
                  "diffusion_steps": str(c.steps)}  # fmt: skip
-        return Source(weights(names, seed), weights(vae, seed), metadata=facts)
+        return Source(weights(names, seed), weights(kl.published(c.channels), seed),
+                      metadata=facts)  # fmt: skip
 
     def model(self, source: Source, options: Options) -> Model:
         t, c = source.tensors, config(source, options)
-        vae = None
         with torch.device("meta"):
-            if source.decoder is not None:
-                vae = kl.KL({k: source.decoder.shape(k) for k in source.decoder}, c.grid)
+            vae = kl.read(source.decoder, c.channels, c.grid)
             net = Net(c, vae)
         match(t, state(net.mar, skip=TABLES), what="MAR")
-        if vae is not None and source.decoder is not None:
-            if vae.channels != c.channels:
-                raise ArcError(f"the decoder takes {vae.channels} channels but the transformer "
-                               f"draws {c.channels}", hint=kl.HINT)  # fmt: skip
-            match(source.decoder, state(vae), ignore=kl.IGNORE, what="the KL autoencoder")
         names = state(net, skip=[f"mar.{k}" for k in TABLES])
         bound = bind({"mar.": t, "vae.": source.decoder or {}}, names).plus(tables(c))
         return Model(net, entries(net, c), program(c, vae is not None), bound, info(c, vae),
@@ -243,8 +237,8 @@ class Mar(Family):
 
 
 TABLES = ("diffloss.schedule", "diffloss.net.time_embed.rows")  # ours, not the checkpoint's
-_OWN = {"fake_latent", "mask_token", "diffusion_pos_embed_learned", "encoder_blocks.0.attn.qkv.weight",
-        "diffloss.net.input_proj.weight", "class_emb.weight"}  # fmt: skip
+_OWN = {"fake_latent", "mask_token", "diffusion_pos_embed_learned", "class_emb.weight",
+        "encoder_blocks.0.attn.qkv.weight", "diffloss.net.input_proj.weight"}  # fmt: skip
 _TOP = {"fake_latent", "mask_token", "class_emb", "z_proj", "z_proj_ln", "encoder_blocks",
         "encoder_norm", "encoder_pos_embed_learned", "decoder_embed", "decoder_blocks",
         "decoder_norm", "decoder_pos_embed_learned", "diffusion_pos_embed_learned",
@@ -276,56 +270,40 @@ def config(source: Source, options: Options) -> Config:
     if missing := sorted(_OWN - {*t}):
         raise ArcError(f"not a MAR transformer: {missing[0]} is missing",
                        hint="name the family with --family")  # fmt: skip
-    classes, dim = _shape(t, "class_emb.weight", 2)
-    slots = _shape(t, "encoder_pos_embed_learned", 3)[1]
-    positions = _shape(t, "diffusion_pos_embed_learned", 3)[1]
+    classes, dim = shape(t, "class_emb.weight", 2)
+    slots = shape(t, "encoder_pos_embed_learned", 3)[1]
+    positions = shape(t, "diffusion_pos_embed_learned", 3)[1]
     if math.isqrt(positions) ** 2 != positions or slots <= positions:
         raise ArcError(f"{positions} cells of {slots} slots are not a square image and a prefix",
                        hint="is it a MAR checkpoint?")  # fmt: skip
-    width, channels = _shape(t, "diffloss.net.input_proj.weight", 2)
-    layers = _count(t, "encoder_blocks"), _count(t, "decoder_blocks")
+    width, channels = shape(t, "diffloss.net.input_proj.weight", 2)
+    layers = count(t, "encoder_blocks."), count(t, "decoder_blocks.")
     usual = {(d, n): h for d, n, h, _, _ in SIZES.values()}
-    told = _told(source, "num_heads") or usual.get((dim, layers[0]))
-    heads = positive(options, "num_heads", told,
-                     f"the number of heads of a {dim}-wide, {layers[0]}+{layers[1]}-layer model")
+    known = told(source, "num_heads") or usual.get((dim, layers[0]))
+    what = f"the number of heads of a {dim}-wide, {layers[0]}+{layers[1]}-layer model"
+    heads = positive(options, "num_heads", known, what)
     if dim % heads:
         raise ArcError(f"num_heads={heads} does not divide the width {dim}")
     return replace(
-        Config(dim, *layers, heads, _shape(t, "encoder_blocks.0.mlp.fc1.weight", 2)[0], classes,
-               channels, positions, slots - positions, width, _count(t, "diffloss.net.res_blocks")),
+        Config(dim, *layers, heads, shape(t, "encoder_blocks.0.mlp.fc1.weight", 2)[0], classes,
+               channels, positions, slots - positions, width, count(t, "diffloss.net.res_blocks.")),
         **_sampling(source, options, positions))  # fmt: skip
 
 
 def _sampling(source: Source, options: Options, positions: int) -> dict[str, Any]:
     """How many steps, and how guidance grows: not in the tensors, and free to choose."""
-    told = _told(source, "num_iter") or min(64, positions)
-    iterations = positive(options, "num_iter", told, "the number of steps")
+    usual = told(source, "num_iter") or min(64, positions)
+    iterations = positive(options, "num_iter", usual, "the number of steps")
     if iterations > positions:
         raise ArcError(f"num_iter={iterations} is more than the {positions} tokens of an image")
-    told = _told(source, "diffusion_steps") or 100
-    steps = positive(options, "diffusion_steps", told, "the number of denoising steps")
+    usual = told(source, "diffusion_steps") or 100
+    steps = positive(options, "diffusion_steps", usual, "the number of denoising steps")
     if not 2 <= steps <= TRAINED:
         raise ArcError(f"diffusion_steps={steps} is not between 2 and {TRAINED}")
     schedule = options.get("cfg_schedule", "linear")
     if schedule not in SCHEDULES:
         raise ArcError(f"no cfg_schedule {schedule!r}", hint=f"known: {', '.join(SCHEDULES)}")
     return {"iterations": iterations, "steps": steps, "schedule": schedule}
-
-
-def _shape(t: Tensors, key: str, rank: int) -> tuple[int, ...]:
-    if key not in t or len(t.shape(key)) != rank:
-        raise ArcError(f"not a MAR transformer: {key} is missing or misshapen",
-                       hint="name the family with --family")  # fmt: skip
-    return t.shape(key)
-
-
-def _count(t: Tensors, part: str) -> int:
-    return len({m[1] for k in t if (m := re.match(rf"{re.escape(part)}\.(\d+)\.", k))})
-
-
-def _told(source: Source, key: str) -> int | None:
-    text = source.metadata.get(key, "")
-    return int(text) if text.isdigit() else None
 
 
 # --- the loop ------------------------------------------------------------------------------------

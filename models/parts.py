@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from arcompile.checkpoint import Weights as Tensors
 from arcompile.checkpoint import check_finite
+from arcompile.errors import ArcError
+from arcompile.family import Source
 from arcompile.weights import Array, Weights
+
+MOST_JSON = 64 << 20  # bytes of a json file we agree to parse
 
 
 def state(module: Any, skip: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
@@ -50,3 +57,39 @@ def bind(sources: Mapping[str, Any], names: Mapping[str, Any]) -> Weights:
         prefix = next(p for p in sources if name.startswith(p))
         made[f"@{name}"] = loader(sources[prefix], name[len(prefix) :])
     return Weights(made)
+
+
+def shape(t: Tensors, key: str, rank: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells sizes. Raises ArcError unless it has `rank` axes."""
+    if key not in t or len(t.shape(key)) != rank:
+        raise ArcError(f"{key} is missing, or has not {rank} axes",
+                       hint="is it the right family? name one with --family")  # fmt: skip
+    return t.shape(key)
+
+
+def count(t: Tensors, prefix: str) -> int:
+    """How many n there are in names like `prefix` n `.weight`."""
+    return len({m[1] for k in t if (m := re.match(rf"{re.escape(prefix)}(\d+)\.", k))})
+
+
+def told(source: Source, key: str) -> int | None:
+    """A number that the file's metadata tells."""
+    text = source.metadata.get(key, "")
+    return int(text) if text.isdecimal() else None
+
+
+def settings(source: Source, name: str) -> dict[str, Any]:
+    """A json file beside the weights, or {}; made-up weights carry theirs in `metadata`."""
+    text: str | bytes = source.metadata.get(name, "")
+    path = source.folder / name if source.folder else None
+    if not text and path is not None and path.is_file():
+        if path.stat().st_size > MOST_JSON:
+            raise ArcError(f"{path} is larger than {MOST_JSON} bytes")
+        text = path.read_bytes()
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError) as e:
+        raise ArcError(f"{path or name} is not JSON: {e}", hint="download it again") from None
+    if not isinstance(found, dict):
+        raise ArcError(f"{path or name} does not hold an object", hint="download it again")
+    return found

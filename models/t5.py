@@ -132,12 +132,12 @@ class T5(nn.Module):
         self.register_buffer("bucket", torch.empty(2 * c.distance + 1, dtype=torch.int64))
 
     def bias(self, mask: Tensor) -> Tensor:
-        """What is added to the scores, f32 [b,h,t,t]: nearness, and -1e30 where a key is none."""
+        """What is added to the scores, f32 [b,h,t,t]: by offset, or -1e30 at keys that are none."""
         at = torch.arange(mask.shape[1])
         offset = (at[None] - at[:, None]).clamp(-self.distance, self.distance) + self.distance
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias
         near = table(self.bucket[offset]).permute(2, 0, 1)[None]
-        return near + torch.where(mask, 0.0, -1e30)[:, None, None]
+        return torch.where(mask[:, None, None], near, -1e30)
 
     def text(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """ids i64 [b,t], mask bool [b,t] -> the last hidden state, f32 [b,t,dim]."""

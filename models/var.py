@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -139,8 +139,8 @@ class Var(Family):
     order = "scales"
     licence = "MIT"
     verified = "greedy tokens, logits, pixels and encoding of upstream on tiny checkpoints"
-    sizes = SIZES
-    options = OPTIONS
+    sizes: ClassVar = SIZES
+    options: ClassVar = OPTIONS
     containers = ("", "trainer.var_wo_ddp", "model", "state_dict")
     decoder_containers = ("", "trainer.vae_local", "model", "state_dict")
 

@@ -75,6 +75,19 @@ def mixed_is_solo(e, cond, rows, most=1e-5):
     assert (other.tokens != both.tokens).any(1).all()
 
 
+def latents_are_solo(e, cond):
+    """The same for families that draw continuous latents."""
+    ask = {"seed": [5, 9], "guidance": [3.0, 1.0], "temperature": [1.0, 0.7]}
+    both = e.generate(cond, **ask)
+    assert (e.generate(cond, **ask).latents == both.latents).all()
+    for i, row in enumerate(cond):
+        one = e.generate([row], **{k: v[i] for k, v in ask.items()})
+        near(one.latents[0], both.latents[i], 1e-5)
+        near(one.pixels[0], both.pixels[i], 1e-5)
+    other = e.generate(cond, **{**ask, "seed": [6, 10]})
+    assert (other.latents != both.latents).any((1, 2)).all()
+
+
 def refuses(said, run):
     """`run` raises one ArcError whose line, of no more than one, says `said`; it has a hint."""
     with pytest.raises(ArcError) as e:

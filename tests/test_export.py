@@ -193,6 +193,50 @@ def test_an_op_we_know_used_in_a_way_we_do_not():
         export(Dilated(), {"x": "f32[b,3,9,9]"})
 
 
+RIGHT = {  # what is easy to get wrong, and comes out right
+    "log_softmax": lambda x: F.log_softmax(x * 200, -1),
+    "alpha": lambda x: torch.rsub(x, 2.0, alpha=3) + torch.sub(x, x, alpha=2),
+    "floor": lambda x: torch.div(x * 3, 0.7, rounding_mode="floor") + (x * 9).long() // 2,
+    "literal": lambda x: x[:, torch.tensor([2, 0])] * torch.tensor([1.0, 2, 3, -torch.inf]),
+    "in place": lambda x: x.clone().mul_(2).add_(1),
+    "slices": lambda x: x[:, -2:, 1:-1].sum(-1) + x[..., None, 1].amax(1, keepdim=True)[..., 0],
+}
+WRONG = {  # what has no meaning here, and says so
+    "reflect": lambda x: F.pad(x, (1, 1), mode="reflect"),
+    "crop": lambda x: F.pad(x, (-1, 1)),
+    "smallest": lambda x: x.topk(2, largest=False).values,
+    "trunc": lambda x: torch.div(x, 0.7, rounding_mode="trunc"),
+    "bias alone": lambda x: F.layer_norm(x, (4,), None, x[0, 0]),
+    "two axes": lambda x: F.rms_norm(x, (3, 4)),
+    "dropout": lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.5),
+    "small index": lambda x: x.gather(2, (x[:, :1] > 9).long()),
+    "size as number": lambda x: x * x.shape[0],
+    "unknown pair": lambda x: x.sort(-1).values,
+    "keyword": lambda x: torch.addmm(x[0, 0], x[0], x[0].t() @ x[0], alpha=2),
+}
+
+
+class Lambda(nn.Module):
+    def __init__(self, fn):
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x):
+        return self.fn(x)
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_right(name):
+    same(Lambda(RIGHT[name]), {"x": "f32[b,3,4]"}, f32(2, 3, 4))
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong(name):
+    with pytest.raises(ArcError) as e:
+        export(Lambda(WRONG[name]), {"x": "f32[b,3,4]"})
+    assert "(top)" in "\n".join((e.value.what, *e.value.__notes__))  # says where
+
+
 # --- arc:: ops -----------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ from arcompile.cli import build, draw, look, machine
 from arcompile.cli.terminal import print_json
 from arcompile.errors import MACHINE, THEIRS, ArcError
 
-USAGE = typer.BadParameter.__bases__[0]  # click's UsageError, whichever click typer brings
+USAGE: Any = typer.BadParameter.__bases__[0]  # click's UsageError, whichever click typer brings
 DETAILS = 12  # lines of an error's details that are shown without --debug
 INTERRUPTED = 130
 
@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
 )  # fmt: skip
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Any, str]] = {
     "build": (build.build, "arcompile build c2i_B_256.pt --decoder vq_ds16_c2i.pt -o engine"),
     "generate": (draw.generate, "arcompile generate engine --label 207,88 --seed 1 -o dogs.png"),
     "show": (look.show, "arcompile show model.pt --after swiglu --diff"),
@@ -96,10 +96,7 @@ def _explain(e: Exception) -> ArcError:
     if isinstance(e, ArcError):
         return e
     if isinstance(e, USAGE):
-        ctx = e.ctx
-        what = e.format_message().rstrip(".")
-        return ArcError(what[:1].lower() + what[1:],
-                        hint=f"{ctx.command_path if ctx else 'arcompile'} --help")  # fmt: skip
+        return _usage(e)
     if isinstance(e, MemoryError):
         return ArcError("out of memory", code=MACHINE, hint="use fewer images, or a larger machine")
     if isinstance(e, OSError) and e.filename is not None:
@@ -107,6 +104,13 @@ def _explain(e: Exception) -> ArcError:
     text = (str(e).strip().splitlines() or [""])[0][:200]
     return ArcError(f"internal error: {type(e).__name__}: {text}",
                     hint="run again with --debug, and report what it prints")  # fmt: skip
+
+
+def _usage(e: Any) -> ArcError:
+    """What click says of a wrong command line."""
+    what = e.format_message().rstrip(".")
+    command = e.ctx.command_path if e.ctx else "arcompile"
+    return ArcError(what[:1].lower() + what[1:], hint=f"{command} --help")
 
 
 def _report(e: ArcError, as_json: bool, debug: bool) -> int:

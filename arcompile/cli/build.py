@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from arcompile.cli.draw import takes_words
 from arcompile.cli.options import Decoder, Family, Json, Option, Passes, Target, parse_options
 from arcompile.cli.terminal import Bars, facts, print_json, size
 
@@ -65,7 +66,8 @@ def summary(engine: Engine) -> dict[str, Any]:
 
 def next_command(engine: Engine) -> str:
     names = dict(engine.program.inputs)
-    given = "--label 0" if set(names) == {"cond"} else f"--features {'-'.join(names)}.npz"
+    given = "--label 0" if set(names) == {"cond"} else "--features inputs.npz"
+    given = "--prompt 'a red apple'" if takes_words(engine) else given
     out = "-o picture.png" if engine.program.finish else "--tokens tokens.npy"
     return f"arcompile generate {shlex.quote(str(engine.folder))} {given} {out}"
 

@@ -18,6 +18,7 @@ from arcompile.errors import ArcError
 
 if TYPE_CHECKING:
     from arcompile.runtime.engine import Engine, Output
+    from arcompile.runtime.loop import Array
 
 PICTURE = Path("picture.png")
 
@@ -28,8 +29,10 @@ def generate(
         help="A class number or name, or several with commas. Repeatable. [default: 0]")] = None,
     class_name: Annotated[list[str] | None, typer.Option("--class-name", metavar="NAME",
         help="A class name as it is, commas included. Repeatable.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="TEXT",
+        help="What to draw, for models that take words. Repeatable.")] = None,
     features: Annotated[Path | None, typer.Option("--features", metavar="F.npz",
-        help="The engine's inputs by name, for captioned models.")] = None,
+        help="The engine's inputs by name, in place of words.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed, the same tokens.")] = 0,
     n: Annotated[int, typer.Option("-n", help="Images for each condition.")] = 1,
     guidance: Annotated[float | None, typer.Option("--guidance", metavar="SCALE",
@@ -46,7 +49,7 @@ def generate(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.png",
         help="The picture, or a contact sheet of several. [default: picture.png]")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="FILE.npy",
-        help="Save the tokens, int64 [images, positions].")] = None,
+        help="Save the tokens, int64 [images, positions], or the latents.")] = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Draw pictures. The settings used are written into the PNG (text chunk `parameters`)."""
@@ -58,7 +61,7 @@ def generate(
     opened = arcompile.load(engine, threads=threads)
     ready = time.perf_counter() - start
     out = _destination(opened, out, tokens)
-    cond = _condition(opened, label, class_name, features)
+    cond = _condition(opened, label, class_name, prompt, features)
     base = opened.defaults
     chosen = {"guidance": _or(guidance, base["guidance"]),
               "guidance_interval": _or(guidance_interval, base.get("guidance_interval")),
@@ -77,7 +80,7 @@ def generate(
         "path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
         "images": len(result.tokens),
         "pixels": list(result.images.shape[1:3]) if result.images is not None else None,
-        "tokens_sha256": hashlib.sha256(result.tokens.astype("<i8").tobytes()).hexdigest(),
+        "tokens_sha256": hashlib.sha256(_drawn(result).tobytes()).hexdigest(),
         **settings, "engine": {"path": str(engine), **engine_facts},
         "timings": {"open": ready, **result.timings},
     }  # fmt: skip
@@ -109,21 +112,29 @@ def _destination(engine: Engine, out: Path | None, tokens: Path | None) -> Path 
 
 
 def _condition(engine: Engine, labels: Sequence[str] | None, names: Sequence[str] | None,
-               features: Path | None) -> Any:  # fmt: skip
-    """Class numbers and names, or arrays by input name. Raises ArcError."""
+               prompts: Sequence[str] | None, features: Path | None) -> Any:  # fmt: skip
+    """Class numbers and names, words, or arrays by input name. Raises ArcError."""
     wanted = dict(engine.program.inputs)
     if set(wanted) == {"cond"}:
-        if features is not None:
+        if prompts or features is not None:
             raise ArcError("this engine draws classes, not captions", hint="give --label")
         classes = [c for item in labels or () for c in _classes(engine, item)]
         return [*classes, *(names or ())] or [0]
-    listed = ", ".join(f"{k}: {t}" for k, t in wanted.items())
+    hint = f"give --features F.npz with {', '.join(f'{k}: {t}' for k, t in wanted.items())}"
+    if takes_words(engine):
+        hint = 'give --prompt "a red apple"'
     if labels or names:
-        raise ArcError(f"family {engine.manifest['family']} has no classes",
-                       hint=f"give --features F.npz with {listed}")  # fmt: skip
-    if features is None:
-        raise ArcError("no condition given", hint=f"give --features F.npz with {listed}")
-    return _arrays(features, wanted)
+        raise ArcError(f"family {engine.manifest['family']} has no classes", hint=hint)
+    if bool(prompts) == (features is not None):
+        raise ArcError("--prompt or --features, not both" if prompts else "no condition given",
+                       hint=hint)  # fmt: skip
+    return list(prompts) if prompts else _arrays(Path(str(features)), wanted)
+
+
+def takes_words(engine: Engine) -> bool:
+    from arcompile.runtime import text
+
+    return "prompt" in engine.manifest or text.takes(engine)
 
 
 def _classes(engine: Engine, text: str) -> list[int | str]:
@@ -140,7 +151,12 @@ def _arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as held:
             if not hasattr(held, "files"):
                 raise ArcError(f"{path} is one array, not an .npz of several", hint=hint)
+            if not wanted.keys() & set(held.files):
+                raise ArcError(f"{path} holds {', '.join(held.files)[:200] or 'nothing'}, "
+                               f"and no {' or '.join(wanted)}", hint=hint)  # fmt: skip
             return {k: held[k] for k in held.files if k in wanted}
+    except ArcError:
+        raise
     except OSError as e:
         raise ArcError(f"cannot read {path}: {e.strerror or e}") from None
     except (ValueError, EOFError, KeyError, TypeError, AttributeError) as e:
@@ -163,6 +179,13 @@ def _write(result: Output, out: Path | None, tokens: Path | None, used: Any) -> 
                                   "parameters": json.dumps(used)})  # fmt: skip
 
 
+def _drawn(result: Output) -> Array:
+    """The tokens, or the latents of a family that draws those; little-endian."""
+    if result.tokens.size or result.latents is None:
+        return result.tokens.astype("<i8")
+    return result.latents.astype("<f4")
+
+
 def _save_tokens(result: Output, path: Path) -> None:
     import numpy as np
 
@@ -170,7 +193,7 @@ def _save_tokens(result: Output, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with made.open("wb") as f:
-            np.save(f, result.tokens)
+            np.save(f, _drawn(result))
         made.replace(path)
     except OSError as e:
         raise ArcError(f"cannot write {path}: {e.strerror or e}") from None

@@ -187,10 +187,10 @@ def bisect(
                     "errors": said})  # fmt: skip
     elif guilty is None:
         print(f"all {len(debug.fired)} rewrites keep the values: "
-              f"{', '.join(said)} differ by {max(said.values()):.1e} at most")  # fmt: skip
+              f"{', '.join(said)} differ by {max(said.values()):.2g} at most")  # fmt: skip
     else:
         worst = max(said, key=said.__getitem__)
-        print(f"guilty: {guilty}\n  {worst} is off by {said[worst]:.1e}, the limit is {limit:g}")
+        print(f"guilty: {guilty}\n  {worst} is off by {said[worst]:.2g}, the limit is {limit:g}")
         print(f"next: ARC_DEBUG=3 arcompile show {shlex.quote(path)} --diff --after PASS")
     return THEIRS if guilty else 0
 

@@ -148,6 +148,13 @@ def where_scalar(b: Builder, c: Value, x: Any, y: Any) -> Value:
     return b.where(c, *pair(b, x, y))
 
 
+@aten("where.Scalar")
+def where_numbers(b: Builder, c: Value, x: Any, y: Any) -> Value:
+    dtype = "f32" if isinstance(x, float) or isinstance(y, float) else "i64"
+    x, y = (b.const(dtype=dtype, value=v) for v in (x, y))
+    return b.where(c, x, y)
+
+
 @aten("masked_fill.Scalar", "masked_fill.Tensor")
 def masked_fill(b: Builder, x: Value, mask: Value, value: Any) -> Value:
     return b.where(mask, scalar(b, value, x), x)

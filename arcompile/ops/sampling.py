@@ -53,16 +53,16 @@ def draw(x: Array, noise: Array, temperature: Array) -> Array:
     """Tokens [b,c] from logits [b,c,V] by inverse CDF in two levels; argmax at temperature 0.
 
     noise f32[b,c,2] holds two uniforms in [0,1), multiples of 2^-23: the first picks a block of
-    128 consecutive tokens by its mass, the second a token in it: the first whose running sum
+    128 consecutive tokens (all, when there are fewer) by its mass, the second a token in it: the first whose running sum
     exceeds the uniform's share. Two levels keep every running sum short, so that rounding moves a
     boundary by 1e-7 of its block at most and targets agree. Ties of argmax go to the lower token.
     """
     b, c, v = x.shape
-    p = np.exp(x - x.max(-1, keepdims=True))
-    p = np.pad(p, ((0, 0), (0, 0), (0, -v % BLOCK))).reshape(b, c, -1, BLOCK)
+    p, size = np.exp(x - x.max(-1, keepdims=True)), min(BLOCK, v)
+    p = np.pad(p, ((0, 0), (0, 0), (0, -v % size))).reshape(b, c, -1, size)
     block = _pick(p.sum(-1), noise[..., :1])
     inner = _pick(np.take_along_axis(p, block[..., None, None], 2)[:, :, 0], noise[..., 1:])
-    token = block * BLOCK + inner
+    token = block * size + inner
     return np.where(temperature[:, None] > 0, token, x.argmax(-1)).astype(np.int64)
 
 

@@ -298,9 +298,10 @@ def gather(x: Array, index: Array, *, axis: int) -> Array:
 
 
 def _take(x: Type, index: Type, *, axis: int) -> Type:
-    axis_of(x, axis)
-    if index.rank != x.rank:
-        raise IRError(f"take_along needs an index of rank {x.rank}, got {index}")
+    axis = axis_of(x, axis)
+    others = [t.shape[:axis] + t.shape[axis + 1 :] for t in (x, index)]
+    if index.rank != x.rank or others[0] != others[1]:
+        raise IRError(f"{index} does not index {x} along axis {axis}")
     return Type(x.dtype, index.shape)
 
 
@@ -311,7 +312,7 @@ def take_along(x: Array, index: Array, *, axis: int) -> Array:
 
 
 def _put(x: Type, index: Type, new: Type, *, axis: int) -> Type:
-    axis_of(x, axis)
+    _take(x, index, axis=axis)
     if index.shape != new.shape or x.dtype != new.dtype:
         raise IRError(f"put_along needs index and values of one shape, got {index} and {new}")
     return x

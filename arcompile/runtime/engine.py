@@ -26,7 +26,8 @@ class Output:
 
     tokens int64 [B,N]; pixels float32 [B,3,H,W], the decoder's raw output, nominally [-1,1], and
     images uint8 [B,H,W,3] (both None without a decoder); latents float32 [B,N,C] for families that
-    draw continuous tokens; timings in seconds: prompt, steps (a list), loop, finish, total.
+    draw continuous tokens, whose `tokens` are [B,0]; timings in seconds: prompt, steps (a list),
+    loop, finish, total.
     """
 
     tokens: Array
@@ -106,6 +107,9 @@ class Engine:
 
         Through the same cached steps as generate. Raises ArcError.
         """
+        if not self.manifest["vocabulary"]:
+            raise ArcError(f"family {self.manifest['family']} has no logits to show",
+                           hint="it draws continuous latents")  # fmt: skip
         forced = np.asarray(tokens, np.int64)
         q = request.make(self, cond, 0, 1, 2.0, None, 0.0, 0, 1.0, {})
         want = (q.images, self.program.positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ from arcompile.runtime import rng
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, Any]  # name -> numpy array, or a target's own handle
+AHEAD = 1 << 15  # numbers of noise drawn ahead for the turns of a loop
 
 
 class Runner(Protocol):
@@ -98,6 +99,7 @@ class Loop:
         }  # fmt: skip
         self.logits: list[tuple[Array, Array]] = []
         self.keep_logits = False
+        self.drew = False  # tokens; a program may draw continuous latents instead
 
     def _scales(self) -> Array:
         """Guidance of each step and image, [steps, b]. Below 1 there is none, as upstream."""
@@ -129,7 +131,8 @@ class Loop:
         end = clock()
         timings = {"prompt": ready - start, "steps": spent, "loop": done - ready,
                    "finish": end - done, "total": end - start}  # fmt: skip
-        return Result(self.tokens, self.env, self.logits, timings)
+        tokens = self.tokens if self.drew else self.tokens[:, :0]
+        return Result(tokens, self.env, self.logits, timings)
 
     def _step(self, i: int, step: Step) -> None:
         self.env["scale"] = self.scales[i]
@@ -141,14 +144,28 @@ class Loop:
             self._call(call, where)
         self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
 
-    def _draw(self, when: str, where: Array, turn: int = 0) -> None:
+    def _draw(self, when: str, where: Array) -> None:
         for index, d in enumerate(self.p.draws):
             if d.when != when:
                 continue
             if d.name in self.q.given:
                 self.env[d.name] = self._given(d.name, when, where)
             else:
-                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where, turn)
+                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where)
+
+    def _turns(self, count: int, where: Array) -> Iterator[Env]:
+        """The draws of each turn of a loop. Many turns at a time: few small arrays cost most."""
+        draws = [(i, d) for i, d in enumerate(self.p.draws) if d.when == "loop"]
+        each = self.q.images * len(where) * sum(d.width for _, d in draws)
+        block = max(1, AHEAD // max(each, 1))
+        for first in range(0, count, block):
+            turns = np.arange(first, min(first + block, count))
+            seeds, copies = (np.tile(x, len(turns)) for x in (self.q.seeds, self.q.copies))
+            which = turns.repeat(self.q.images)
+            made = {d.name: rng.draw(d, i, seeds, copies, where, which) for i, d in draws}
+            for k in range(len(turns)):
+                at = slice(k * self.q.images, (k + 1) * self.q.images)
+                yield {name: x[at] for name, x in made.items()}
 
     def _given(self, name: str, when: str, where: Array) -> Array:
         """What the user gave instead of a draw: whole, or the rows of these positions."""
@@ -158,10 +175,10 @@ class Loop:
     def _call(self, call: Call, where: Array | None) -> None:
         if call.loop:
             columns = self.p.tables[call.loop]
-            for turn in range(len(next(iter(columns.values())))):
-                for name, values in columns.items():
-                    self.env[name] = _scalar(values[turn])
-                self._draw("loop", where if where is not None else np.arange(0), turn)
+            count = len(next(iter(columns.values())))
+            positions = where if where is not None else np.arange(0)
+            for turn, noise in enumerate(self._turns(count, positions)):
+                self.env.update({k: _scalar(v[turn]) for k, v in columns.items()}, **noise)
                 self._run(call.graph, where)
         elif call.each:
             self._each(call.graph)
@@ -179,6 +196,7 @@ class Loop:
 
     def _commit(self, where: Array, token: Any) -> None:
         """New arrays each time: graphs may have handed on the old ones."""
+        self.drew = True
         tokens = self.tokens.copy()
         if self.q.forced is not None:
             tokens[:, where] = self.q.forced[:, where]

@@ -10,7 +10,7 @@ import numpy as np
 from arcompile.errors import ArcError, did_you_mean
 from arcompile.ir import Type
 from arcompile.ops.tensor import NUMPY
-from arcompile.runtime import prompt
+from arcompile.runtime import prompt, text
 from arcompile.runtime.loop import Array, Request
 
 if TYPE_CHECKING:
@@ -85,12 +85,27 @@ def _inputs(engine: Engine, cond: Any) -> dict[str, Array]:
         return {"cond": _classes(engine, cond)}
     if "prompt" in engine.manifest and not isinstance(cond, Mapping):
         cond = prompt.given(engine, cond)
+    elif "features" in want and text.are_prompts(cond):
+        cond = _features(engine, cond)
     found = _named(engine, cond, want)
     if "cond" in found:
         found["cond"] = _classes(engine, found["cond"])
     if "prompt" in engine.manifest:
         prompt.check(engine, found["input_ids"], found["mask"])
     return found
+
+
+def _features(engine: Engine, prompts: Any) -> dict[str, Array]:
+    """The inputs that an engine with a text encoder makes of a prompt or several."""
+    if not text.takes(engine):
+        raise ArcError("this engine has no text encoder, so it takes features and no prompts",
+                       hint="build it with --option text_encoder=FOLDER, or give "
+                            "{features: ..., mask: ...}")  # fmt: skip
+    rows = [prompts] if isinstance(prompts, str) else list(prompts)
+    if len(rows) > MAX_IMAGES:
+        raise ArcError(f"{len(rows)} prompts in one call; at most {MAX_IMAGES}")
+    found = text.features(engine, rows)
+    return {k: v for k, v in found.items() if k in dict(engine.program.inputs)}
 
 
 def _named(engine: Engine, cond: Any, want: Mapping[str, Type]) -> dict[str, Array]:

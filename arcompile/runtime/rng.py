@@ -31,9 +31,11 @@ def philox(counter: Array, key: Array) -> Array:
     return np.stack(c, -1)
 
 
-def words(seeds: Array, images: Array, positions: Array, draw: int, count: int) -> Array:
+def words(seeds: Array, images: Array, positions: Array, draw: int | Array,
+          count: int) -> Array:  # fmt: skip
     """64-bit words uint64 [b, c, count] for b (seed, image) pairs at c positions.
 
+    draw: one number for all pairs, or one for each.
     Word j of a position is half j % 2 of the block j // 2: words 0 and 1 of Philox's output make
     the first half, low word first.
     """
@@ -41,7 +43,7 @@ def words(seeds: Array, images: Array, positions: Array, draw: int, count: int) 
     counter = np.zeros((b, c, blocks, 4), np.uint64)
     counter[..., 0] = np.asarray(images, np.uint64)[:, None, None]
     counter[..., 1] = np.asarray(positions, np.uint64)[None, :, None]
-    counter[..., 2] = draw
+    counter[..., 2] = np.reshape(draw, (-1, 1, 1))
     counter[..., 3] = np.arange(blocks, dtype=np.uint64)
     seeds = np.asarray(seeds, np.uint64)
     key = np.stack((seeds & _LOW, seeds >> _32), -1)[:, None, None]
@@ -64,14 +66,15 @@ def normal(w: Array) -> Array:
 
 
 def draw(d: Draw, index: int, seeds: Array, images: Array, positions: Array,
-         turn: int = 0) -> Array:  # fmt: skip
-    """The noise a Program's draw number `index` asks for; `turn` counts rows of a loop's table.
+         turn: int | Array = 0) -> Array:  # fmt: skip
+    """The noise a Program's draw number `index` asks for.
 
+    turn: the row of a loop's table, for all images or for each.
     uniform and normal: f32 [b,c,width]; order: i64 [b,c], a permutation of the c positions.
     """
-    if not 0 <= turn < 1 << 20:
-        raise ArcError(f"a loop of {turn} rows is too long for its noise")
-    which = (index << 20) | turn
+    if np.min(turn) < 0 or np.max(turn) >= 1 << 20:
+        raise ArcError(f"a loop of {np.max(turn)} rows is too long for its noise")
+    which = (index << 20) | np.asarray(turn)
     if d.kind == "order":
         keys = words(seeds, images, positions, which, 1)[..., 0]
         return np.argsort(keys, axis=-1, kind="stable").astype(np.int64)

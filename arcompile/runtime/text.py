@@ -28,6 +28,12 @@ TOKENIZER = "tokenizer.json"
 MAX_PROMPT = 10_000  # characters
 
 
+def are_prompts(cond: Any) -> bool:
+    """A text, or a list of things of which some are."""
+    several = isinstance(cond, list | tuple | np.ndarray)
+    return isinstance(cond, str) or (several and any(isinstance(c, str) for c in cond))
+
+
 def takes(engine: Engine) -> bool:
     """Can the engine read prompts in place of features?"""
     return GRAPH in engine.manifest.get("graphs", ()) and "text" in engine.manifest["info"]
@@ -120,8 +126,9 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
      r"(?:com|co|ru|net|org|edu|gov|it)\b[\w/-]*", ""),  # addresses
     (r"<[a-z/!][^<>]{0,500}>", ""),  # markup
     (r"@\w+", ""),  # handles
-    (r"[㇀-㇯ㇰ-鿿]+", ""),  # Han and neighbours, which T5 cannot read
-    (r"[֊־᐀᠆‐-―⸗⸚⸺⸻⹀〜〰゠︱︲﹘﹣－-]+", "-"),
+    (r"[\u31c0-\u9fff]+", ""),  # Han and its neighbours, which T5 cannot read
+    (r"[-\u058a\u05be\u1400\u1806\u2010-\u2015\u2212\u2e3a\u2e3b\u301c\u3030\ufe58\ufe63\uff0d]+",
+     "-"),
     (r"[`´«»“”¨]", '"'),
     (r"[‘’]", "'"),
     (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # internet addresses

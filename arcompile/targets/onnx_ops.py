@@ -21,7 +21,7 @@ _SAME = {
     "sigmoid": "Sigmoid", "abs": "Abs", "not": "Not", "and": "And", "or": "Or", "add": "Add",
     "sub": "Sub", "mul": "Mul", "pow": "Pow", "maximum": "Max", "minimum": "Min",
     "equal": "Equal", "less": "Less", "greater": "Greater", "less_equal": "LessOrEqual",
-    "greater_equal": "GreaterOrEqual", "where": "Where", "matmul": "MatMul",
+    "greater_equal": "GreaterOrEqual", "matmul": "MatMul",
 }  # fmt: skip
 
 
@@ -74,6 +74,13 @@ def mod(e: Emitter, n: Node, x: list[str]) -> str:
         return e.op("Mod", *x)
     whole = e.op("Floor", e.op("Div", *x))
     return e.op("Sub", x[0], e.op("Mul", whole, x[1]))
+
+
+@lowers("where")
+def where(e: Emitter, n: Node, x: list[str]) -> str:
+    if n.outs[0].type.dtype != "bool":
+        return e.op("Where", *x)
+    return e.op("Or", e.op("And", x[0], x[1]), e.op("And", e.op("Not", x[0]), x[2]))  # no kernel
 
 
 @lowers("cast")
@@ -235,10 +242,11 @@ def rms_norm(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("residual_norm")
 def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    x = x if len(x) > 2 else [*x, _ones(e, n)]
     norm, total = e.fresh("norm"), e.fresh("sum")
     e.nodes.append(e.onnx.helper.make_node(
         "SkipSimplifiedLayerNormalization", x, [norm, "", "", total], domain="com.microsoft",
-        name=e.where, epsilon=n.attrs["eps"]))  # fmt: skip
+        name=f"{e.where}#{len(e.nodes)}", epsilon=n.attrs["eps"]))  # fmt: skip
     return [norm, total]
 
 
@@ -323,15 +331,19 @@ def draw(e: Emitter, n: Node, args: list[str]) -> str:
     size = n.args[0].type.shape[-1]
     assert isinstance(size, int)
     p = e.op("Exp", e.op("Sub", x, e.op("ReduceMax", x, e.const([-1]), keepdims=1)))
+    u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
+    token = _pick(e, p, u2) if size <= BLOCK else _pick_by_block(e, p, size, u1, u2)
+    warm = e.op("Greater", e.op("Unsqueeze", temperature, e.const([1])), e.float(0.0))
+    return e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0))
+
+
+def _pick_by_block(e: Emitter, p: str, size: int, u1: str, u2: str) -> str:
     if size % BLOCK:
         p = e.op("Pad", p, e.const([0, 0, 0, 0, 0, -size % BLOCK]), e.float(0.0))
     p = e.op("Reshape", p, e.const([0, 0, -(-size // BLOCK), BLOCK]))
-    u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
     block = _pick(e, e.op("ReduceSum", p, e.const([-1]), keepdims=0), u1)
     inner = e.op("GatherND", p, e.op("Unsqueeze", block, e.const([-1])), batch_dims=2)
-    token = e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2))
-    warm = e.op("Greater", e.op("Unsqueeze", temperature, e.const([1])), e.float(0.0))
-    return e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0))
+    return e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2))
 
 
 def _pick(e: Emitter, p: str, u: str) -> str:

@@ -1,0 +1,154 @@
+"""arcompile generate: pictures, their settings, and engines that are not what was built."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from shell import MARK, Evil, Ran, refused
+
+pytest.importorskip("torch")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+from PIL import Image
+
+
+def test_generate_writes_a_png_with_its_settings(built: Ran, tmp_path: Path, run: Any) -> None:
+    out, npy = tmp_path / "new" / "p.png", tmp_path / "t.npy"
+    ran = run("generate", built.folder, "--label", "1,2", "--label", 3, "-n", 2, "--seed", 2**63,
+              "--guidance", 2.5, "--top-k", 50, "-o", out, "--tokens", npy, "--json")  # fmt: skip
+    told, tokens = ran.json, np.load(npy)
+    assert ran.code == 0
+    assert tokens.shape == (6, 64)
+    assert told["tokens_sha256"] == hashlib.sha256(tokens.tobytes()).hexdigest()
+    assert (told["images"], told["pixels"], told["path"]) == (6, [128, 128], str(out))
+    assert len(told["timings"]["steps"]) == 64
+    with Image.open(out) as picture:
+        assert picture.size == (3 * 130 - 2, 2 * 130 - 2)  # a contact sheet
+        used = json.loads(picture.text["parameters"])
+        assert picture.text["Software"].startswith("arcompile ")
+    assert used["seed"] == 2**63
+    assert used["cond"] == [1, 2, 3]
+    assert (used["guidance"], used["top_k"], used["temperature"]) == (2.5, 50, 1.0)
+    assert used["engine"]["key"] == built.json["key"]
+    assert [f.name for f in out.parent.iterdir()] == ["p.png"]
+
+
+def test_generate_tells_and_repeats(built: Ran, tmp_path: Path, run: Any) -> None:
+    args = ("generate", built.folder, "--seed", 7, "-o", tmp_path / "p.png")
+    first, second = run(*args), run(*args)
+    assert first.out.startswith(f"drew 1 image of 128x128 into {tmp_path / 'p.png'}\n")
+    assert "seed 7, guidance 1, temperature 1, top_k 0, top_p 1" in first.out
+    sha = [s for s in first.out.splitlines() if "sha256" in s]
+    assert sha == [s for s in second.out.splitlines() if "sha256" in s]
+    assert first.err == ""  # no bar where there is no terminal
+
+
+def test_generate_takes_the_engines_own_settings_and_names(engine: Path, tmp_path: Path,
+                                                            run: Any) -> None:  # fmt: skip
+    manifest = json.loads((engine / "manifest.json").read_text())
+    names = ["a", "b, of c", *map(str, range(8))]
+    raw = json.dumps(names).encode()
+    (engine / "labels.json").write_bytes(raw)
+    sha = hashlib.sha256(raw).hexdigest()
+    manifest["files"]["labels.json"] = {"bytes": len(raw), "sha256": sha}
+    manifest["defaults"] = {"guidance": 3.0, "temperature": 0.5, "top_k": 9}
+    (engine / "manifest.json").write_text(json.dumps(manifest))
+    out = ("-o", tmp_path / "p.png", "--json")
+    told = run("generate", engine, "--label", "b, of c", "--label", "a,4", *out).json
+    assert told["cond"] == ["b, of c", "a", 4]
+    assert (told["guidance"], told["temperature"], told["top_k"], told["top_p"]) == (3, 0.5, 9, 1)
+    assert run("generate", engine, "--class-name", "b, of c", *out).json["cond"] == ["b, of c"]
+    refused(run("generate", engine, "--label", "b, of"), "no class named 'b'")
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--label", "10"], ["class 10 is out of range", "classes are 0 to 9"]),
+    (["--label", "-1"], ["class -1 is out of range"]),
+    (["--label", "cat"], ["no class named 'cat'", "no class names"]),
+    (["--seed", "-1"], ["seed must be"]),
+    (["-n", "0"], ["n must be a positive integer"]),
+    (["--guidance", "nan"], ["guidance must be between"]),
+    (["--top-p", "0"], ["top_p must be between"]),
+    (["--threads", "-1"], ["threads must be 0 or more"]),
+    (["--features", "f.npz"], ["draws classes, not captions"]),
+    (["-o", "p.jpg"], ["does not end in .png"]),
+    (["-o", "."], ["is a folder"]),
+    (["--tokens", "."], ["is a folder"]),
+    (["-o", "/proc/p.png"], ["cannot write /proc/p.png"]),
+])  # fmt: skip
+def test_generate_refuses(args: list[str], words: list[str], built: Ran, tmp_path: Path,
+                          monkeypatch: pytest.MonkeyPatch, run: Any) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    refused(run("generate", built.folder, *args), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_features(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from arcompile.cli.draw import _arrays, _condition
+    from arcompile.errors import ArcError
+
+    wanted = {"features": "f32[b,2,3]", "mask": "bool[b,2]"}
+    engine: Any = SimpleNamespace(program=SimpleNamespace(inputs=tuple(wanted.items())),
+                                  manifest={"family": "captioned"})  # fmt: skip
+    good = tmp_path / "f.npz"
+    np.savez(good, features=np.ones((1, 2, 3)), other=np.ones(1))
+    assert set(_condition(engine, None, None, good)) == {"features"}
+    for labels, path, word in ((["1"], good, "has no classes"), (None, None, "no condition")):
+        with pytest.raises(ArcError, match=word):
+            _condition(engine, labels, None, path)
+    bad = tmp_path / "bad.npz"
+    np.savez(tmp_path / "evil.npz", features=np.array([Evil()], object))
+    np.save(tmp_path / "one.npy", np.ones(3))
+    bad.write_bytes(good.read_bytes()[:200])
+    for name in ("bad.npz", "evil.npz", "one.npy", "gone.npz"):
+        with pytest.raises(ArcError, match=name):
+            _arrays(tmp_path / name, wanted)
+    assert not Path(MARK).exists()
+
+
+# --- damaged engines -----------------------------------------------------------------------------
+
+
+def _flip(engine: Path) -> None:
+    path = engine / "weights.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+def _newer(engine: Path) -> None:
+    path = engine / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
+
+
+@pytest.mark.parametrize(("damage", "words"), [
+    (_flip, ["engine file weights.safetensors is not what was built", "hint: rebuild"]),
+    (lambda e: (e / "step.onnx").unlink(), ["step.onnx is missing", "hint: rebuild the engine"]),
+    (lambda e: (e / "step.onnx").write_bytes(b"x"), ["step.onnx has 1 bytes, expected"]),
+    (_newer, ["engine format 99 is newer", "hint: upgrade arcompile"]),
+    (lambda e: (e / "manifest.json").write_text("{"), ["is not JSON", "hint: rebuild"]),
+    (lambda e: (e / "manifest.json").unlink(), ["no engine manifest at", "hint: give an engine"]),
+    (lambda e: shutil.rmtree(e), ["no engine manifest at"]),
+])  # fmt: skip
+def test_damaged_engines(damage: Any, words: list[str], engine: Path, tmp_path: Path,
+                         run: Any) -> None:  # fmt: skip
+    damage(engine)
+    refused(run("generate", engine, "-o", tmp_path / "p.png"), *words)
+    assert not (tmp_path / "p.png").exists()
+
+
+def test_an_engine_this_machine_cannot_run(engine: Path, run: Any) -> None:
+    path = engine / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"target": "ort-cuda"}))
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine can run it")
+    refused(run("generate", engine), "CUDAExecutionProvider", "hint: ", code=2)
