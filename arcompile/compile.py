@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcompile
+from arcompile.checkpoint import FOLDER as WEIGHTS
 from arcompile.checkpoint import open_checkpoint
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
@@ -112,6 +114,11 @@ def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, 
     if str(checkpoint) in DEMOS and not path.exists():
         first, second = DEMOS[str(checkpoint)]
         return FOLDER / first, Path(decoder) if decoder else FOLDER / second
+    if path.is_dir():  # before all that is in it is hashed
+        if (path / bundle.MANIFEST).is_file():
+            raise ArcError(f"{path} is an engine already", hint=f"arcompile generate {path}")
+        if not any(fnmatch.filter(os.listdir(path), p) for p in WEIGHTS):
+            raise ArcError(f"{path} holds no weights", hint="name a file, or a folder that has one")
     return path, Path(decoder) if decoder else None
 
 

@@ -35,10 +35,24 @@ def greedy_graph(vocabulary: int, name: str = "greedy") -> Graph:
     return b.graph(token=b.argmax(guided, axis=2))
 
 
+def confidence_graph(vocabulary: int, name: str = "confidence") -> Graph:
+    """logits f32[r,c,V], token i64[b,c] -> confidence f32[b,c]: how likely each token was."""
+    b = Builder(name)
+    logits, token = b.param("logits", f"f32[r,c,{vocabulary}]"), b.param("token", "i64[b,c]")
+    row, null_row = b.param("row", "i64[b]"), b.param("null_row", "i64[b]")
+    guided = _guided(b, logits, row, null_row, b.param("scale", "f32[b]"))
+    temperature = b.param("temperature", "f32[b]")
+    top_k, top_p = b.param("top_k", "i64[b]"), b.param("top_p", "f32[b]")
+    law = b.filter_logits(guided, temperature, top_k, top_p, b.param("most", "i64[1]"))
+    share = b.take_along(b.softmax(law, axis=2), b.reshape(token, shape=("b", "c", 1)), axis=2)
+    return b.graph(confidence=b.reshape(share, shape=("b", "c")))
+
+
 def _guided(b: Builder, logits: Value, row: Value, null_row: Value, scale: Value) -> Value:
     cond, null = b.gather(logits, row, axis=0), b.gather(logits, null_row, axis=0)
     extra = b.reshape(b.sub(scale, b.const(dtype="f32", value=1.0)), shape=("b", 1, 1))
     return b.add(cond, b.mul(extra, b.sub(cond, null)))
 
 
-GRAPHS = {"sample": sample_graph, "greedy": greedy_graph}  # what a step may call by name
+GRAPHS = {"sample": sample_graph, "greedy": greedy_graph,
+          "confidence": confidence_graph}  # what a step may call by name

@@ -6,7 +6,6 @@ of them, all drawn at once. What is drawn so far is carried as a sum of maps.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -54,8 +54,10 @@ class Level(nn.Module):
 
 def blocks(t: Shapes, at: str) -> nn.ModuleList:
     """The res blocks under a name, as wide as their first convolutions say."""
-    found = [t[f"{at}.{i}.conv1.weight"] for i in range(_count(t, at))]
-    return nn.ModuleList(ResBlock(s[1], s[0]) for s in found)
+    names = [f"{at}.{i}.conv1.weight" for i in range(_count(t, at))]
+    if lost := [n for n in names if n not in t]:
+        raise ArcError(f"the decoder file has no {lost[0]}", hint=HINT)
+    return nn.ModuleList(ResBlock(t[n][1], t[n][0]) for n in names)
 
 
 def _count(t: Shapes, at: str) -> int:

@@ -222,8 +222,9 @@ class RAR(Family):
             match(second, state(vq), what="MaskGIT-VQGAN")
         bound = bind({"gpt.": t, "vq.": second or {}}, state(net))
         scale, _, temperature = DRAWN[c.size]
-        return Model(net, entries(net, c), program(c, power(c, options), vq is not None), bound,
-                     info(net, c), defaults={"guidance": scale, "temperature": temperature})  # fmt: skip
+        run = program(c, power(c, options), vq is not None)
+        return Model(net, entries(net, c), run, bound, info(net, c),
+                     defaults={"guidance": scale, "temperature": temperature})  # fmt: skip
 
 
 def power(c: Config, options: Options) -> float:

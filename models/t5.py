@@ -166,8 +166,9 @@ def with_text(model: Model, options: Options, *, width: int, tokens: int, pad: s
     folder = _folder(options[KEY])
     c = config(folder)
     if c.dim != width:
+        hint = "published models were trained with google/flan-t5-xl"
         raise ArcError(f"the text encoder makes features of {c.dim} numbers, the model takes "
-                       f"{width}", hint="published models were trained with google/flan-t5-xl")  # fmt: skip
+                       f"{width}", hint=hint)  # fmt: skip
     net = model.module
     with torch.device("meta"):
         net.t5 = T5(c)
@@ -186,7 +187,7 @@ def config(folder: Path) -> Config:
     said = _json(folder, "config.json")
     kind, forward = said.get("model_type", "t5"), said.get("feed_forward_proj", "relu")
     if kind not in ("t5", "mt5"):
-        raise ArcError(f"{folder} holds a {quote(kind)}, not a T5", hint="such as google/flan-t5-xl")
+        raise ArcError(f"{folder} holds a {quote(kind)}, not a T5", hint="give google/flan-t5-xl")
     if forward not in FORWARD:
         raise ArcError(f"{folder}: feed_forward_proj {quote(forward)} is not supported",
                        hint=f"it may be {' or '.join(FORWARD)}")  # fmt: skip
@@ -213,8 +214,8 @@ def _size(said: Mapping[str, Any], key: str, default: int | None = None) -> int:
 
 def _folder(given: Any) -> Path:
     if not isinstance(given, str | os.PathLike) or not (path := Path(given)).is_dir():
-        raise ArcError(f"option {KEY}: {quote(str(given))} is not a folder",
-                       hint="download one: hf download google/flan-t5-xl --local-dir DIR")  # fmt: skip
+        hint = "download one: hf download google/flan-t5-xl --local-dir FOLDER"
+        raise ArcError(f"option {KEY}: {quote(str(given))} is not a folder", hint=hint)
     return path
 
 

@@ -72,19 +72,20 @@ def generate(
         result = opened.generate(
             cond, seed=seed, n=n, **chosen, on_step=lambda p: bars("drawing", p.step / p.steps))
     said = str(features) if features is not None else cond
-    settings = {"seed": seed, "cond": said, "n": n, **chosen}
-    m = opened.manifest
-    engine_facts = {k: m[k] for k in ("family", "target", "dtype", "passes", "key")}
-    _write(result, out, tokens, {**settings, "engine": engine_facts})
-    told = {
-        "path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
+    made_by = {k: opened.manifest[k] for k in ("family", "target", "dtype", "passes", "key")}
+    used = {"seed": seed, "cond": said, "n": n, **chosen, "engine": made_by}
+    _write(result, out, tokens, used)
+    told = {"path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
+            **used, **_told(result), "timings": {"open": ready, **result.timings}}  # fmt: skip
+    print_json(told) if as_json else _print(told)
+
+
+def _told(result: Output) -> dict[str, Any]:
+    return {
         "images": len(result.tokens),
         "pixels": list(result.images.shape[1:3]) if result.images is not None else None,
         "tokens_sha256": hashlib.sha256(_drawn(result).tobytes()).hexdigest(),
-        **settings, "engine": {"path": str(engine), **engine_facts},
-        "timings": {"open": ready, **result.timings},
-    }  # fmt: skip
-    print_json(told) if as_json else _print(told)
+    }
 
 
 def _or(given: Any, default: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The rest of the table: torch's reductions, products and nets, and our `arc::` ops."""
+"""The rest of the table: indexing, reductions, products and nets, and our `arc::` ops."""
 
 from __future__ import annotations
 
@@ -9,6 +9,38 @@ from arcompile import dims
 from arcompile.errors import ArcError
 from arcompile.export.aten import ATEN, aten, axis, reshape, scalar, to, unsqueeze
 from arcompile.ir import Builder, Value
+
+# --- indexing ------------------------------------------------------------------------------------
+
+
+@aten("embedding.default")
+def embedding(b: Builder, w: Value, index: Value, *_: Any) -> Value:
+    return b.gather(w, index, axis=0)
+
+
+@aten("index_select.default")
+def index_select(b: Builder, x: Value, dim: int, index: Value) -> Value:
+    return b.gather(x, index, axis=axis(x, dim))
+
+
+@aten("index.Tensor")
+def index(b: Builder, x: Value, indices: Any) -> Value:
+    used = [(i, v) for i, v in enumerate(indices) if v is not None]
+    if len(used) != 1 or used[0][1].type.dtype == "bool":
+        raise ArcError("indexing by several tensors, or by a mask, has no meaning here",
+                       hint="use index_select or gather")  # fmt: skip
+    return b.gather(x, used[0][1], axis=used[0][0])
+
+
+@aten("gather.default")
+def gather(b: Builder, x: Value, dim: int, ind: Value) -> Value:
+    return b.take_along(x, ind, axis=axis(x, dim))
+
+
+@aten("scatter.src")
+def scatter(b: Builder, x: Value, dim: int, ind: Value, src: Value) -> Value:
+    return b.put_along(x, ind, src, axis=axis(x, dim))
+
 
 # --- reductions ----------------------------------------------------------------------------------
 

@@ -53,9 +53,10 @@ def draw(x: Array, noise: Array, temperature: Array) -> Array:
     """Tokens [b,c] from logits [b,c,V] by inverse CDF in two levels; argmax at temperature 0.
 
     noise f32[b,c,2] holds two uniforms in [0,1), multiples of 2^-23: the first picks a block of
-    128 consecutive tokens (all, when there are fewer) by its mass, the second a token in it: the first whose running sum
-    exceeds the uniform's share. Two levels keep every running sum short, so that rounding moves a
-    boundary by 1e-7 of its block at most and targets agree. Ties of argmax go to the lower token.
+    128 consecutive tokens by its mass (there is one block when there are fewer), the second a token
+    in it: the first whose running sum exceeds the uniform's share. Two levels keep every running
+    sum short, so that rounding moves a boundary by 1e-7 of its block at most and targets agree.
+    Ties of argmax go to the lower token.
     """
     b, c, v = x.shape
     p, size = np.exp(x - x.max(-1, keepdims=True)), min(BLOCK, v)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -99,6 +100,7 @@ class Loop:
         }  # fmt: skip
         self.logits: list[tuple[Array, Array]] = []
         self.keep_logits = False
+        self.again = _again(program)
         self.drew = False  # tokens; a program may draw continuous latents instead
 
     def _scales(self) -> Array:
@@ -139,19 +141,19 @@ class Loop:
         for name, value in step.set:
             self.env[name] = np.asarray(value, np.float32 if _is_float(value) else np.int64)
         where = np.array(step.commit, np.int64)
-        self._draw("step", where)
+        self._draw("step", where, self.again[i])
         for call in step.calls:
             self._call(call, where)
         self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
 
-    def _draw(self, when: str, where: Array) -> None:
+    def _draw(self, when: str, where: Array, turn: int = 0) -> None:
         for index, d in enumerate(self.p.draws):
             if d.when != when:
                 continue
             if d.name in self.q.given:
                 self.env[d.name] = self._given(d.name, when, where)
             else:
-                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where)
+                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where, turn)
 
     def _turns(self, count: int, where: Array) -> Iterator[Env]:
         """The draws of each turn of a loop. Many turns at a time: few small arrays cost most."""
@@ -218,6 +220,17 @@ class Loop:
     def _one(self, value: Any, i: int) -> Array:
         whole = value if isinstance(value, np.ndarray) else self.runner.numpy(value)
         return whole[i : i + 1] if whole.ndim and len(whole) == self.q.images else whole
+
+
+def _again(p: Program) -> list[int]:
+    """How often the positions of each step were committed before: fresh noise every time."""
+    if p.accept == "all":
+        return [0] * len(p.steps)
+    found, seen = [], Counter[int]()
+    for s in p.steps:
+        found.append(max((seen[i] for i in s.commit), default=0))
+        seen.update(s.commit)
+    return found
 
 
 def _is_float(value: Any) -> bool:

@@ -8,19 +8,16 @@ words); then the engine holds the `tokenizer.json` of its checkpoint.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from arcompile.errors import MACHINE, ArcError
+from arcompile.errors import ArcError
 from arcompile.runtime.loop import Array
+from arcompile.runtime.text import TOKENIZER, _checked, _tokenizer
 
 if TYPE_CHECKING:
     from arcompile.runtime.engine import Engine
-
-TOKENIZER = "tokenizer.json"
 
 
 def given(engine: Engine, cond: Any) -> dict[str, Any]:
@@ -59,24 +56,11 @@ def _tokens(engine: Engine, text: str) -> list[int]:
     if TOKENIZER not in engine.manifest["files"] or how.get("bos") is None:
         raise ArcError("this engine has no tokenizer for words", hint="give token ids, or build it "
                        "from a folder that holds a tokenizer.json")  # fmt: skip
-    said = str(how["template"]).replace("{prompt}", text.strip())
-    ids: list[int] = _tokenizer(engine.folder / TOKENIZER).encode(said).ids
+    said = str(how["template"]).replace("{prompt}", _checked(text).strip())
+    held = _tokenizer(engine.folder / TOKENIZER, engine.manifest["files"][TOKENIZER]["sha256"])
+    ids: list[int] = held.encode(said, add_special_tokens=False).ids
     ids = ids if ids[:1] == [how["bos"]] else [how["bos"], *ids]
     return ids if ids[-1] == how["boi"] else [*ids, how["boi"]]
-
-
-@lru_cache(4)
-def _tokenizer(path: Path) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise ArcError("words need the package tokenizers, which is not installed", code=MACHINE,
-                       hint="pip install tokenizers, or give token ids") from None  # fmt: skip
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as e:  # the package raises bare Exception
-        first = str(e).partition("\n")[0][:200]
-        raise ArcError(f"{path} is not a tokenizer: {first}", hint="rebuild the engine") from None
 
 
 def check(engine: Engine, ids: Array, mask: Array) -> None:

@@ -88,6 +88,7 @@ def _inputs(engine: Engine, cond: Any) -> dict[str, Array]:
     elif "features" in want and text.are_prompts(cond):
         cond = _features(engine, cond)
     found = _named(engine, cond, want)
+    _fits(engine, found)
     if "cond" in found:
         found["cond"] = _classes(engine, found["cond"])
     if "prompt" in engine.manifest:
@@ -128,6 +129,13 @@ def _named(engine: Engine, cond: Any, want: Mapping[str, Type]) -> dict[str, Arr
         raise ArcError("inputs disagree on the number of images: "
                        + ", ".join(f"{k} has {len(v)}" for k, v in found.items()))  # fmt: skip
     return found
+
+
+def _fits(engine: Engine, found: Mapping[str, Array]) -> None:
+    """A text may be as long as the model was trained for."""
+    most = engine.manifest["info"].get("caption", [0])[0]
+    if "features" in found and found["features"].shape[1] > most > 0:
+        raise ArcError(f"features of {found['features'].shape[1]} tokens; this engine takes {most}")
 
 
 def _array(name: str, value: Any, t: Type) -> Array:

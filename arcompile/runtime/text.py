@@ -80,8 +80,9 @@ def _ids(engine: Engine, prompts: Sequence[str], said: Mapping[str, Any]) -> lis
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         row = np.array([*ids[: said["tokens"] - 1], said["end"]], np.int64)
         if row.max() >= said["vocabulary"]:
+            hint = "build with the tokenizer.json of the same model"
             raise ArcError(f"the tokenizer makes token {row.max()}, but the text encoder knows "
-                           f"{said['vocabulary']}", hint="build with files of one model")  # fmt: skip
+                           f"{said['vocabulary']} of them", hint=hint)  # fmt: skip
         found.append(row)
     return found
 
@@ -109,8 +110,8 @@ def _tokenizer(path: Path, sha256: str) -> Any:
     try:
         made = tokenizers.Tokenizer.from_file(str(path))
     except Exception as e:  # tokenizers raises nothing more precise
-        raise ArcError(f"{path} is not a tokenizer: {e}",
-                       hint="pip install -U tokenizers, then rebuild the engine") from None  # fmt: skip
+        first, hint = str(e).partition("\n")[0][:200], "a newer tokenizers package may read it"
+        raise ArcError(f"{path} is not a tokenizer: {first}", hint=hint) from None
     made.no_truncation()
     made.no_padding()
     return made
@@ -119,12 +120,13 @@ def _tokenizer(path: Path, sha256: str) -> Any:
 # --- captions ------------------------------------------------------------------------------------
 
 _PICTURE = "png|jpe?g|bmp|webp|eps|pdf|apk|mp4"
-# In this order: pattern -> replacement
+# fmt: off
+# In this order: pattern -> replacement. Repeats are bounded, so that no text takes long.
 _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"<person>", "person"),
-    (r"\b(?:https?://|www[.:])\S+|\b[a-z\d-]+(?:\.[a-z\d-]+)*\."
+    (r"\b(?:https?://|www[.:])\S+|\b[a-z\d-]{1,63}(?:\.[a-z\d-]{1,63}){0,3}\."
      r"(?:com|co|ru|net|org|edu|gov|it)\b[\w/-]*", ""),  # addresses
-    (r"<[a-z/!][^<>]{0,500}>", ""),  # markup
+    (r"<[a-z/!][^<>]{0,200}>", ""),  # markup
     (r"@\w+", ""),  # handles
     (r"[\u31c0-\u9fff]+", ""),  # Han and its neighbours, which T5 cannot read
     (r"[-\u058a\u05be\u1400\u1806\u2010-\u2015\u2212\u2e3a\u2e3b\u301c\u3030\ufe58\ufe63\uff0d]+",
@@ -134,7 +136,7 @@ _RULES = [(re.compile(pattern), new) for pattern, new in (
     (r"\d{1,3}(?:\.\d{1,3}){3}", " "),  # internet addresses
     (r"\\n", " "),
     (r"#(?:\d{1,3}|\d{5,})\b|\b\d{6,}\b", ""),  # numbers of articles
-    (rf"[^\s.]+(?:\.[^\s.]+)*\.(?:{_PICTURE})\b", ""),  # names of files
+    (rf"\S{{1,100}}\.(?:{_PICTURE})\b", ""),  # names of files
     (r"[\"']{2,}", '"'),
     (r"\.{2,}|[#®•©™&@·º½¾¿¡§~()\[\]{}|\\/*]+|\s\.\s", " "),
 )]
@@ -142,10 +144,11 @@ _CODES = [(re.compile(pattern), new) for pattern, new in (
     (r"\b[a-z]{1,3}\d{3,15}\b|\b[a-z]+\d+[a-z]+\b|\b\d+[a-z]+\d+\b", ""),  # jc6640, 6640vc231
     (rf"\b(?:{_PICTURE})(?:\simages?)?", ""),
     (r"\bpage\s+\d+\b|\b\d+(?:\.\d+)?[x×]\d+(?:\.\d+)?\b", ""),
-    (r"\s+:\s+", ": "),
     (r"([^\d\s][,.])(?=\w)", r"\1 "),  # "a,b" -> "a, b"
     (r"\s+", " "),
+    (r" : ", ": "),
 )]
+# fmt: on
 
 
 def clean(caption: str) -> str:

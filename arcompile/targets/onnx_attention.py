@@ -152,6 +152,17 @@ def cache_append(e: Emitter, n: Node, x: list[str]) -> str:
     return _append(e, cache, new, past, heads)
 
 
+def _over_queries(e: Emitter, n: Node, bias: str) -> str:
+    """A bias that is the same for all queries, spread over them: Attention wants its full size."""
+    t = n.args[3 + n.attrs["extra"].index("bias")].type
+    s = n.args[0].type.shape[1]
+    if t.rank < 2 or t.shape[-2] == s:
+        return bias
+    lead = [1] * (t.rank - 2)
+    return e.once(("over", bias, s), lambda: e.op("Expand", bias, e.op(
+        "Concat", e.const(lead), e.dim(s), e.const([1]), axis=0)))  # fmt: skip
+
+
 @lowers("attention")
 def attention(e: Emitter, n: Node, x: list[str]) -> str:
     a = n.attrs
@@ -164,7 +175,7 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
     same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
     if same and not opt and not causal:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])
-    bias = [opt["bias"]] if "bias" in opt else []
+    bias = [_over_queries(e, n, opt["bias"])] if "bias" in opt else []
     if "keep" in opt:
         seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), e.float(0.0),
                     e.float(-1e30))  # fmt: skip

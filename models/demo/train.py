@@ -30,8 +30,8 @@ VQ_CROPS = 1000     # steps on 32x32 crops; whole pictures after
 VQ_FROZEN = 2000    # steps after which codes are final and only the decoder learns
 VQ_STEPS = 2300
 JUDGE_STEPS = 2500
-GPT_PICTURES = 36 * 1000
-GPT_STEPS, GPT_BATCH = 2400, 48
+GPT_PICTURES = 36 * 600
+GPT_STEPS, GPT_BATCH = 1800, 48
 GRID = 8
 SAMPLING = {"guidance": 2.0, "temperature": 1.0, "top_k": 0}
 

@@ -193,6 +193,13 @@ def test_build_does_not_replace_what_is_no_engine(
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_build_names_a_folder_that_is_no_checkpoint(
+    built: Ran, tmp_path: Path, run: Any
+) -> None:
+    refused(run("build", tmp_path), "holds no weights")
+    refused(run("build", built.folder), "is an engine already", "hint: arcompile generate")
+
+
 def test_a_full_disk_leaves_the_old_engine(
     engine: Path, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, run: Any
 ) -> None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from shell import MARK, Evil, Ran, refused
 
-pytest.importorskip("torch")
-pytest.importorskip("onnx")
-pytest.importorskip("onnxruntime")
-from PIL import Image
+from arcompile.cli.draw import _condition
+from arcompile.errors import ArcError
 
 
 def test_generate_writes_a_png_with_its_settings(built: Ran, tmp_path: Path, run: Any) -> None:
@@ -90,26 +89,42 @@ def test_generate_refuses(args: list[str], words: list[str], built: Ran, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_features(tmp_path: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from arcompile.cli.draw import _arrays, _condition
-    from arcompile.errors import ArcError
-
+def captioned(**manifest: Any) -> Any:
     wanted = {"features": "f32[b,2,3]", "mask": "bool[b,2]"}
-    engine: Any = SimpleNamespace(program=SimpleNamespace(inputs=tuple(wanted.items())),
-                                  manifest={"family": "captioned"})  # fmt: skip
+    manifest = {"family": "captioned", "info": {}, **manifest}
+    return SimpleNamespace(program=SimpleNamespace(inputs=tuple(wanted.items())), manifest=manifest)
+
+
+def why(engine: Any, labels: Any = None, prompts: Any = None, features: Any = None) -> str:
+    with pytest.raises(ArcError) as e:
+        _condition(engine, labels, None, prompts, features)
+    return f"{e.value.what}\n{e.value.hint}"
+
+
+def test_prompts_and_features(tmp_path: Path) -> None:
     good = tmp_path / "f.npz"
     np.savez(good, features=np.ones((1, 2, 3)), other=np.ones(1))
-    assert set(_condition(engine, None, None, good)) == {"features"}
-    for labels, path, word in ((["1"], good, "has no classes"), (None, None, "no condition")):
-        with pytest.raises(ArcError, match=word):
-            _condition(engine, labels, None, path)
-    bad = tmp_path / "bad.npz"
+    assert set(_condition(captioned(), None, None, None, good)) == {"features"}
+    words = captioned(prompt={})
+    assert _condition(words, None, None, ["a cat", "a dog"], None) == ["a cat", "a dog"]
+    assert "give --features F.npz with features: f32[b,2,3], mask: bool[b,2]" in why(captioned())
+    assert why(words) == 'no condition given\ngive --prompt "a red apple"'
+    assert "family captioned has no classes" in why(words, ["1"])
+    assert "not both" in why(words, None, ["a cat"], good)
+
+
+def test_damaged_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.ones((9, 2, 3)), other=np.ones(1))
     np.savez(tmp_path / "evil.npz", features=np.array([Evil()], object))
+    np.savez(tmp_path / "other.npz", cond=np.ones(1))
     np.save(tmp_path / "one.npy", np.ones(3))
-    bad.write_bytes(good.read_bytes()[:200])
-    for name in ("bad.npz", "evil.npz", "one.npy", "gone.npz"):
-        with pytest.raises(ArcError, match=name):
-            _arrays(tmp_path / name, wanted)
+    whole = (tmp_path / "f.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:200])
+    (tmp_path / "flip.npz").write_bytes(whole[:200] + b"?" + whole[201:])
+    for name in ("cut.npz", "evil.npz", "one.npy", "gone.npz", "flip.npz"):
+        assert name in why(captioned(), features=tmp_path / name)
+    other = why(captioned(), features=tmp_path / "other.npz")
+    assert "holds cond, and no features or mask" in other
     assert not Path(MARK).exists()
 
 

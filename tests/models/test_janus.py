@@ -118,7 +118,7 @@ def test_words(tiny, monkeypatch):
     """Words stand in the template, between the ids that begin text and image."""
     plain.refuses("has no tokenizer for words", lambda: tiny.generate("a red apple"))
     e = arcompile.load(tiny.folder)
-    e.manifest["files"]["tokenizer.json"] = {}
+    e.manifest["files"]["tokenizer.json"] = {"sha256": "of a fake"}
     e.manifest["prompt"].update(bos=1, boi=4)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     plain.refuses("tokenizers, which is not installed", lambda: e.generate("a red apple"))
@@ -130,7 +130,14 @@ def test_words(tiny, monkeypatch):
             assert path == str(e.folder / "tokenizer.json")
             return Tokenizer()
 
-        def encode(self, text):
+        def no_truncation(self):
+            pass
+
+        def no_padding(self):
+            pass
+
+        def encode(self, text, add_special_tokens):
+            assert not add_special_tokens
             seen.append(text)
             return types.SimpleNamespace(ids=[5 + ord(c) % 40 for c in text])
 

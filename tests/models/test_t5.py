@@ -8,12 +8,19 @@ import numpy as np
 import plain
 import pytest
 from safetensors.numpy import save_file
+from torch import nn
 
 import arcompile
-from arcompile.compile import _key
-from arcompile.family import FAMILIES
+from arcompile.compile import _key, write
+from arcompile.family import FAMILIES, Model
+from arcompile.ir import Type
 from arcompile.models import llamagen, t5
+from arcompile.pipeline import parse_pipeline
+from arcompile.program import Call, Program, Step
 from arcompile.runtime import text
+from arcompile.runtime.engine import Engine
+from arcompile.target import TARGETS
+from arcompile.weights import Weights
 
 WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "on", "blue", "square", ","]
 SLOTS, WIDTH = 6, 24  # of the captioned model
@@ -128,6 +135,14 @@ def engine(checkpoint, tmp_path_factory):
                            options={"text_encoder": folder})  # fmt: skip
 
 
+def told(engine, **changes):
+    """The same engine with another manifest["info"]["text"]."""
+    info = {**engine.manifest["info"], "text": {**engine.manifest["info"]["text"], **changes}}
+    if not changes:
+        del info["text"]
+    return Engine(engine.folder, {**engine.manifest, "info": info}, engine.program, [], 1)
+
+
 @pytest.fixture
 def tokenizers():
     return pytest.importorskip("tokenizers", reason="prompts need the package tokenizers")
@@ -143,15 +158,27 @@ def test_buckets(count, most):
     assert {bucket(-most - 9, count, most), bucket(most + 9, count, most)} == {want[0], want[-1]}
 
 
+def encoder(folder, into, target):
+    """The encoder alone, compiled."""
+    steps = (Step((0,), (0,), (Call("text"),)),)
+    inputs = (("ids", Type.parse("i64[b,t]")), ("mask", Type.parse("bool[b,t]")))
+    alone = Model(nn.Module(), [], Program("t5", 1, steps, inputs=inputs), Weights({}))
+    model = t5.with_text(alone, {"text_encoder": folder}, width=WIDTH, tokens=9)
+    passes = parse_pipeline(TARGETS[target].passes)
+    (into / "e").mkdir()
+    write(into / "e", "t5", model, target, "f32", passes)
+    return arcompile.load(into / "e").models
+
+
 @pytest.mark.parametrize("target", plain.BOTH)
 @pytest.mark.parametrize("forward_proj", ["gated-gelu", "relu"])
-def test_forward(captioned, forward_proj, target, tmp_path):
+def test_forward(forward_proj, target, tmp_path):
     """Rows of unequal length in one padded batch; a row longer than the table of offsets."""
     folder, w = folder_of(tmp_path / "t5", forward_proj)
-    e = plain.engine("llamagen", captioned, tmp_path / "e", target, text_encoder=str(folder))
+    models = encoder(folder, tmp_path, target)
     ids = np.random.default_rng(1).integers(0, 11, (3, 30))
     mask = np.arange(30) < np.array([[30], [7], [1]])
-    runner = e.models.runner()
+    runner = models.runner()
     got = runner.numpy(runner.run("text", {"ids": ids, "mask": mask})["features"])
     for row, known, out in zip(ids, mask, got, strict=True):
         plain.near(out[known], forward(w, row[known], 3), 1e-5)
@@ -204,10 +231,9 @@ def test_bad_prompts(engine, tokenizers):
     plain.refuses("5000 prompts", lambda: engine.generate(["a"] * 5000))
 
 
-def test_tokens_of_another_model(captioned, tokenizers, tmp_path):
-    folder, _ = folder_of(tmp_path / "t5", vocab_size=5)
-    e = plain.engine("llamagen", captioned, tmp_path / "e", "reference", text_encoder=str(folder))
-    plain.refuses("token 5, but the text encoder knows 5", lambda: e.generate("circle"))
+def test_tokens_of_another_model(engine, tokenizers):
+    plain.refuses("token 5, but the text encoder knows 5", lambda: told(
+        engine, vocabulary=5).generate("circle"))  # fmt: skip
 
 
 def test_without_tokenizers(engine, monkeypatch):
@@ -217,9 +243,8 @@ def test_without_tokenizers(engine, monkeypatch):
     assert (said.code, said.hint) == (2, "pip install 'arcompile[text]'")
 
 
-def test_without_text_encoder(captioned, tmp_path):
-    e = plain.engine("llamagen", captioned, tmp_path, "reference")
-    said = plain.refuses("no text encoder", lambda: e.generate(["a red circle"]))
+def test_without_text_encoder(engine):
+    said = plain.refuses("no text encoder", lambda: told(engine).generate(["a red circle"]))
     assert "text_encoder" in said.hint
     assert "features" in said.hint
 

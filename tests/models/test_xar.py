@@ -50,7 +50,7 @@ ORDER = [(4 * h + p, 4 * w + q) for h in (0, 1) for w in (0, 1) for p in range(4
 
 def time_embedding(w, t):
     freqs = torch.exp(-math.log(10000) * torch.arange(128) / 128)
-    waves = torch.cat((torch.cos(t * freqs), torch.sin(t * freqs)))
+    waves = torch.cat((torch.cos(t * freqs), torch.sin(t * freqs))).double()  # f32 until here
     hidden = F.silu(w["time_embed.mlp.0.weight"] @ waves + w["time_embed.mlp.0.bias"])
     return w["time_embed.mlp.2.weight"] @ hidden + w["time_embed.mlp.2.bias"]
 
