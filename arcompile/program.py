@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from arcompile import dims
 from arcompile.dims import Dim
@@ -19,6 +19,7 @@ from arcompile.ir import Graph, Type, verify
 
 Mask = Literal["causal", "full", "none"]
 Accept = Literal["all", "prefix", "confident"]
+KINDS, TIMES = ("uniform", "normal", "order"), ("start", "step", "loop")
 
 PROMPT = 64  # what a size that only a request tells counts as, where no request is at hand
 
@@ -138,10 +139,15 @@ class Program:
             yield from s.calls
         yield from self.finish
 
-    def verify(self) -> None:
-        """Raise ArcError unless every position is committed, and every graph can be fed."""
+    def check(self) -> None:
+        """What can be verified without the graphs: words, steps, sizes. Raises ArcError."""
+        _verify_words(self)
         _verify_cover(self)
         _verify_sizes(self)
+
+    def verify(self) -> None:
+        """Raise ArcError unless every position is committed, and every graph can be fed."""
+        self.check()
         for g in self.graphs:
             verify(g)
             if self.graph(g.name) is not g:
@@ -157,6 +163,17 @@ class Program:
         from arcompile.program_text import show_program
 
         return show_program(self)
+
+
+def _verify_words(p: Program) -> None:
+    """mask, accept, and what draws ask for, are words the runtime knows."""
+    words = [("mask", p.mask, get_args(Mask)), ("accept", p.accept, get_args(Accept))]
+    for d in p.draws:
+        words += [(f"kind of draw {d.name}", d.kind, KINDS)]
+        words += [(f"time of draw {d.name}", d.when, TIMES)]
+    for what, word, known in words:
+        if word not in known:
+            raise ArcError(f"{what} is {word!r}", hint=did_you_mean(word, known))
 
 
 def _verify_cover(p: Program) -> None:

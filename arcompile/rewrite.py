@@ -192,5 +192,17 @@ def _fire(rules: Sequence[Rule], walk: _Walk, n: Node, b: Builder) -> tuple[Valu
         if debug.allow(f"{type(rule).__name__} at {n.outs[0]}"):
             bound.update(extra)
             outs = rule.replace(b, **{k: v for k, v in bound.items() if k in names})
-            return outs if isinstance(outs, tuple) else (outs,)
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            _check_replacement(type(rule).__name__, n, outs)
+            return outs
     return None
+
+
+def _check_replacement(rule: str, n: Node, outs: tuple[Value, ...]) -> None:
+    """A rule gives new values of the old types. Raises PassError."""
+    if [v.type for v in outs] != [v.type for v in n.outs]:
+        was, now = (", ".join(str(v.type) for v in vs) for vs in (n.outs, outs))
+        raise PassError(f"rule {rule} replaces {was} by {now} at {n.outs[0]}")
+    if any(v in n.outs for v in outs):
+        raise PassError(f"rule {rule} replaces {n.outs[0]} by itself",
+                        hint="raise Miss in check instead")

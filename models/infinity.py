@@ -23,8 +23,8 @@ from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family
 from arcompile.ir import Type
 from arcompile.models import ldm, t5
-from arcompile.models.adaln import Attention, Block, Cache, FeedForward, HeadNorm, linear
-from arcompile.models.adaln import modulate as modulated
+from arcompile.models.adaln import HeadNorm, linear
+from arcompile.models.adaln_text import Chunk, CrossAttention, TextBlock
 from arcompile.models.infinity_scales import PUBLISHED, Scales, rope, schedule
 from arcompile.models.llama import RopeTable
 from arcompile.models.multiscale_vq import cells
@@ -74,65 +74,6 @@ class Config:
         return (2 * h, 2 * w) if self.patchify else (h, w)
 
 
-class CrossAttention(nn.Module):
-    """Over text, whose keys and values are the same at every step and computed with the prompt."""
-
-    def __init__(self, dim: int, heads: int, width: int, pool: bool = False):
-        super().__init__()
-        self.heads, self.scale, self.dim = heads, (dim // heads) ** -0.5, dim
-        if pool:
-            self.mat_q = nn.Parameter(torch.empty(1, heads, dim // heads))
-        else:
-            self.mat_q = nn.Linear(dim, dim)
-        self.mat_kv = nn.Linear(width, 2 * dim, bias=False)
-        self.v_bias = nn.Parameter(torch.empty(dim))
-        self.register_buffer("zero_k_bias", torch.empty(dim))
-        self.proj = nn.Linear(dim, dim)
-
-    def memory(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        bias = torch.cat((self.zero_k_bias, self.v_bias))
-        k, v = nn.functional.linear(text, self.mat_kv.weight, bias).split(self.dim, -1)
-        return k, v
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        return self.proj(arc.attention(q, k, v, self.heads, self.heads, self.scale, "full",
-                                       bias=bias))  # fmt: skip
-
-    def pool(self, text: Tensor, bias: Tensor) -> Tensor:
-        """One vector of a whole text, [r,dim]."""
-        q = self.mat_q.flatten(1)[:, None].expand(text.shape[0], -1, -1)
-        return self.attend(q, *self.memory(text), bias)[:, 0]
-
-
-class TextBlock(nn.Module):
-    """Block of `adaln`, with attention to text between its two halves."""
-
-    def __init__(self, c: Config):
-        super().__init__()
-        self.sa = Attention(c.dim, c.heads)
-        self.ca = CrossAttention(c.dim, c.heads, c.dim)
-        self.ca_norm = nn.LayerNorm(c.dim, eps=1e-6)
-        self.ffn = FeedForward(c.dim, c.hidden)
-        self.ada_gss = nn.Parameter(torch.empty(1, 1, 6, c.dim))
-
-    vectors = Block.vectors
-
-    def forward(self, x: Tensor, ada: tuple[Tensor, ...], cache: Cache, past: Tensor,
-                rope: nn.Module, memory: tuple[Tensor, Tensor],
-                bias: Tensor) -> tuple[Tensor, Cache]:  # fmt: skip
-        gain1, gain2, scale1, scale2, shift1, shift2 = ada
-        out, kept = self.sa(modulated(x, scale1, shift1), cache, past, rope)
-        x = x + out * gain1
-        x = x + self.ca.attend(self.ca.mat_q(self.ca_norm(x)), *memory, bias)
-        return x + self.ffn(modulated(x, scale2, shift2)) * gain2, kept
-
-
-class Chunk(nn.Module):
-    def __init__(self, blocks: list[TextBlock]):
-        super().__init__()
-        self.module = nn.ModuleList(blocks)
-
-
 class Transformer(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
@@ -147,7 +88,7 @@ class Transformer(nn.Module):
         self.lvl_embed = nn.Embedding(15, c.dim)
         self.word_embed = nn.Linear(c.bits, c.dim)
         self.shared_ada_lin = linear(c.dim, 6)
-        made = [TextBlock(c) for _ in range(c.layers)]
+        made = [TextBlock(c.dim, c.heads, c.hidden) for _ in range(c.layers)]
         if c.chunks:
             n = c.layers // c.chunks
             self.block_chunks = nn.ModuleList(

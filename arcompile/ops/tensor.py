@@ -14,7 +14,7 @@ from arcompile.errors import IRError
 from arcompile.ir import Type, op
 
 NUMPY = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.float32,
-         "i64": np.int64, "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}  # fmt: skip
+         "i64": np.int64, "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}
 Array = np.ndarray[Any, Any]
 
 

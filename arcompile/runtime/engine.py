@@ -164,6 +164,7 @@ def load(folder: str | Path, *, threads: int = 0, check: bool = True) -> Engine:
     manifest = bundle.read_manifest(path)
     bundle.verify(path, manifest)
     program = from_data(bundle.read_json(path / "program.json", "program"))
+    program.check()
     named = "labels.json" in manifest["files"]
     labels = bundle.read_json(path / "labels.json", "labels") if named else []
     engine = Engine(path, manifest, program, labels, threads)

@@ -285,7 +285,8 @@ def upsample(e: Emitter, n: Node, x: list[str]) -> str:
 def resize(e: Emitter, n: Node, x: list[str]) -> str:
     """Two products by constant matrices: the same numbers on every target."""
     (_, _, h, w), (oh, ow), mode = n.args[0].type.shape, n.attrs["size"], n.attrs["mode"]
-    assert isinstance(h, int) and isinstance(w, int)
+    assert isinstance(h, int)
+    assert isinstance(w, int)
     rows, columns = resize_matrix(h, oh, mode), resize_matrix(w, ow, mode).T
     wide = e.op("MatMul", e.float(rows), x[0])
     return e.op("MatMul", wide, e.float(np.ascontiguousarray(columns)))
