@@ -32,6 +32,10 @@ SETTINGS = {
     "percent_of_read": "weight bytes that a step reads / its median time / best reading of memory; "
                        "caches and activations are not counted",
     "floor": "weight bytes that a step reads / best reading of memory in this run",
+    "eager": "the loop of the family's authors in plain torch, same weights, same threads; its "
+             "whole image is steps x median + decoder",
+    "run_memory": "a fresh process without torch, two pictures; weights: those of the graphs that "
+                  "run, each once",
     "not_timed": "loading, except where named; encoders; writing files",
 }  # fmt: skip
 
@@ -41,7 +45,7 @@ def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None) 
     _needs()
     folder, build = built.ready(suite, say)
     bench = _Bench(suite, load(folder), quick, say)
-    row = {**bench.head(), **bench.speed(), **bench.memory(build)}
+    row = {**bench.head(), **bench.speed(), "bytes": bench.sizes()}
     if not quick:
         row |= bench.fresh(build)
     row["limits"] = limits(row, suite.limits)
@@ -253,10 +257,9 @@ class _Bench:
 
     # --- memory, build, load ---
 
-    def memory(self, build: Mapping[str, Any]) -> dict[str, Any]:
+    def sizes(self) -> dict[str, int]:
         r = self.reads
-        return {"bytes": {"step_weights": r.step, "run_weights": r.held, "file": r.file,
-                          "state": r.state}}  # fmt: skip
+        return {"step_weights": r.step, "run_weights": r.held, "file": r.file, "state": r.state}
 
     def fresh(self, build: Mapping[str, Any]) -> dict[str, Any]:
         """What only fresh processes tell."""
@@ -271,8 +274,9 @@ class _Bench:
             "load": {**{k: figure(v, 3) for k, v in loaded.items()},
                      "first_step_beyond_read_s":
                          figure(max(0.0, loaded["first_step_s"] - loaded["read_s"]), 3)},
-            "run_memory": {**_sizes(used), "vs_weights_kv":
-                           figure(used["peak"] / (r.held + r.state))},
+            "run_memory": {**_sizes(used),
+                           "first_vs_weights_kv": figure(used["first"] / (r.held + r.state)),
+                           "vs_weights_kv": figure(used["peak"] / (r.held + r.state))},
         }  # fmt: skip
         if self.eager is not None:
             self.say("memory of the eager loop")

@@ -35,7 +35,7 @@ def suites(rows: Sequence[Row]) -> None:
 
 
 def show(row: Row) -> None:
-    """One table; every line says what its figures count."""
+    """One table, and under it what its figures count."""
     m = row["machine"]
     note(f"{m['cpu']}, {m['threads']} threads; reads {m['read_gbps']['best']} GB/s at best "
          f"({m['read_gbps']['median']} in the median, {m['read_gbps']['how']}), GEMM "
@@ -44,10 +44,17 @@ def show(row: Row) -> None:
     title = (f"{row['suite']}: {row['family']}, {row['target']}, {row['dtype']}, batch "
              f"{row['batch']}, guidance {row['guidance']:g}, {row['weights']} weights"
              + (", quick" if row["quick"] else ""))  # fmt: skip
-    t = Table("", "engine", "eager torch", "eager / engine", title=title, title_justify="left")
+    t = Table(title=title, title_justify="left")
+    t.add_column("", no_wrap=True)
+    for name in ("engine", "eager torch", "eager / engine"):
+        t.add_column(name, justify="right")
     for line in (*_speed(row), *_sizes(row)):
-        t.add_row(*line)
+        t.add_row(*line, *[""] * (4 - len(line)))
     Console().print(t)
+    note(f"steps: median (min, p90) in ms; GB/s: the {figure(row['bytes']['step_weights'], 'B')} "
+         "of weights that a step reads / its median; floor: their bytes / the best reading of "
+         "memory in this run; paired: each turn against the reading next to it; peak memory: "
+         "resident, / (weights of the graphs that run + caches).")  # fmt: skip
     _limits(row)
 
 
@@ -56,54 +63,49 @@ def _speed(row: Row) -> Iterator[tuple[str, ...]]:
         s, e = row[kind], row[kind].get("eager")
         name = kind if kind == "greedy" else f"top-k {s['top_k']}"
         ratio = s.get("eager_vs_engine")
-        yield (f"step, {name}: ms median (min, p90)", _span(s["engine"]), _span(e) if e else "",
+        yield (f"step, {name}, ms", _span(s["engine"]), _span(e) if e else "",
                _ratio(ratio) if ratio else "")  # fmt: skip
-        yield (f"step, {name}: tokens/s", f"{s['tokens_per_s']:g}",
-               f"{s['eager_tokens_per_s']:g}" if e else "", "")  # fmt: skip
-        yield (f"step, {name}: weight bytes / median, % of best reading",
-               f"{s['gbps']:g} GB/s, {s['percent_of_read']:g} %", "", "")  # fmt: skip
+        yield ("  tokens/s", f"{s['tokens_per_s']:g}",
+               f"{s['eager_tokens_per_s']:g}" if e else "")  # fmt: skip
+        yield "  weights, % of best reading", f"{s['gbps']:g} GB/s, {s['percent_of_read']:g} %"
         f = s["floor"]
-        yield (f"step, {name}: against {f['ms']:g} ms to read its weights: median, min, paired",
-               f"{f['median_vs_floor']:g}x, {f['min_vs_floor']:g}x, "
-               f"{f['pairs_vs_floor']['median']:g}x", "", "")  # fmt: skip
+        yield (f"  / floor of {f['ms']:g} ms", f"{f['median_vs_floor']:g}x (min "
+               f"{f['min_vs_floor']:g}x, paired {f['pairs_vs_floor']['median']:g}x)")  # fmt: skip
     equal = {True: "the same", False: "DIFFERENT", None: "not compared"}[row["tokens"]["equal"]]
-    yield ("greedy tokens", equal, f"{row['tokens']['compared']} compared", "")
-    yield ("prompt, ms", f"{row['prompt_ms']:g}", "", "")
+    yield f"greedy tokens ({row['tokens']['compared']})", equal
+    yield "prompt, ms", f"{row['prompt_ms']:g}"
     if "image" in row:
         yield from _image(row["image"])
 
 
 def _image(i: Row) -> Iterator[tuple[str, ...]]:
     eager = "eager_steps_s" in i
-    yield ("whole image, s, call to picture", f"{i['s']['min']:g}",
-           f"{i['eager_steps_s'] + i['eager_decoder_s']:.4g} (steps + decoder)" if eager else "",
+    yield ("whole image, s", f"{i['s']['min']:g}",
+           f"{i['eager_steps_s'] + i['eager_decoder_s']:.4g}" if eager else "",
            f"{i['eager_vs_engine']:g}x" if eager else "")  # fmt: skip
-    yield ("  of it steps (n x median), decoder, s", f"{i['steps_s']:g}, {i['decoder_s']:g}",
-           f"{i['eager_steps_s']:g}, {i['eager_decoder_s']:g}" if eager else "", "")  # fmt: skip
-    yield "  whole / (steps + decoder)", f"{i['vs_parts']:g}x", "", ""
-    yield "  images/s", f"{i['images_per_s']:g}", "", ""
+    yield ("  steps + decoder, s", f"{i['steps_s']:g} + {i['decoder_s']:g}",
+           f"{i['eager_steps_s']:g} + {i['eager_decoder_s']:g}" if eager else "")  # fmt: skip
+    yield "  whole / (steps + decoder)", f"{i['vs_parts']:g}x"
+    yield "  images/s", f"{i['images_per_s']:g}"
 
 
 def _sizes(row: Row) -> Iterator[tuple[str, ...]]:
     b = row["bytes"]
-    yield ("weights a step reads, of a run, of the file; caches",
-           ", ".join(figure(b[k], "B") for k in ("step_weights", "run_weights", "file", "state")),
-           "", "")  # fmt: skip
+    yield "weights of a run + caches", f"{figure(b['run_weights'], 'B')} + {figure(b['state'], 'B')}"
     if "run_memory" in row:
-        r = row["run_memory"]
-        yield ("peak resident memory of a run; / (weights + caches)",
-               f"{figure(r['peak'], 'B')}; {r['vs_weights_kv']:g}x",
-               figure(r["eager_peak"], "B") if "eager_peak" in r else "", "")  # fmt: skip
-        x = row["load"]
-        yield ("load to first step, s; reading the file once, s",
-               f"{x['first_step_s']:g}; {x['read_s']:g}", "", "")  # fmt: skip
-        yield ("import arcompile, s; and load ready", f"{row['import']['import_s']:g}; "
-               f"{row['import']['with_load_s']:g}", "", "")  # fmt: skip
+        r, x = row["run_memory"], row["load"]
+        yield ("  peak memory, one picture", f"{figure(r['first'], 'B')}, "
+               f"{r['first_vs_weights_kv']:g}x",
+               figure(r["eager_peak"], "B") if "eager_peak" in r else "")  # fmt: skip
+        yield "  peak memory, two pictures", f"{figure(r['peak'], 'B')}, {r['vs_weights_kv']:g}x"
+        yield "load to first step, s", f"{x['first_step_s']:g}"
+        yield "  of it more than reading the file", f"{x['first_step_beyond_read_s']:g}"
+        yield "import arcompile; and load, s", (
+            f"{row['import']['import_s']:g}; {row['import']['with_load_s']:g}")  # fmt: skip
     if "build" in row:
         x = row["build"]
-        when = "now" if x["now"] else "when it was built"
-        yield (f"build, s; peak memory / weights ({when})",
-               f"{x['s']:g}; {figure(x['peak'], 'B')}, {x['vs_weights']:g}x", "", "")  # fmt: skip
+        yield f"build{'' if x['now'] else ', earlier'}, s", f"{x['s']:g}"
+        yield "  peak memory / weights file", f"{figure(x['peak'], 'B')}, {x['vs_weights']:g}x"
 
 
 def _limits(row: Row) -> None:

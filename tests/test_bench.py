@@ -1,0 +1,84 @@
+"""The bench itself: what it says, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from arcompile import bench
+from arcompile.bench import machine, spread, suites
+from arcompile.errors import ArcError
+
+HEAD = {"suite", "time", "host", "quick", "arcompile", "family", "target", "dtype", "passes",
+        "model", "batch", "guidance", "weights", "positions", "steps", "block", "settings",
+        "machine", "greedy", "sampled", "tokens", "prompt_ms", "bytes", "series",
+        "limits"}  # fmt: skip
+STEP = {"engine", "eager", "eager_vs_engine", "tokens_per_s", "eager_tokens_per_s", "gbps",
+        "percent_of_read", "floor"}  # fmt: skip
+
+
+def test_verdicts():
+    assert spread.compare([2.0, 2.1, 2.2], [1.0, 1.0, 1.0])["verdict"] == "faster"
+    assert spread.compare([0.5, 0.6], [1.0, 1.0])["verdict"] == "slower"
+    wide = spread.compare([0.8, 1.1, 1.6], [1.0, 1.0, 1.0])
+    assert wide["verdict"] == spread.SAME
+    assert wide["median"] == 1.1
+    assert spread.compare([2.0], [1.0])["verdict"] == "measured once"
+
+
+def test_unknown_suite():
+    with pytest.raises(ArcError, match="no suite or engine named 'lamagen-B'") as e:
+        suites.find("lamagen-B")
+    assert "llamagen-B" in e.value.hint
+
+
+def test_list(capsys):
+    assert bench.run("list", as_json=True) == 0
+    assert {r["name"] for r in json.loads(capsys.readouterr().out)} == set(suites.SUITES)
+
+
+@pytest.mark.ort
+def test_tiny_end_to_end(tmp_path, capsys, monkeypatch):
+    """16 positions on both sides, from random weights to a row with every field."""
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "FLOATS", 1 << 22)
+    monkeypatch.setattr(machine, "PAUSE", 0.0)
+    code = bench.run("llamagen-tiny", quick=True, as_json=True, out=tmp_path)
+    row = json.loads(capsys.readouterr().out)
+    assert set(row) == HEAD
+    assert set(row["greedy"]) == STEP
+    assert set(row["sampled"]) == STEP | {"top_k"}
+    assert row["tokens"] == {"equal": True, "compared": 16, "first_difference": None}
+    assert code == 0
+    assert 0 < row["bytes"]["step_weights"] < row["bytes"]["run_weights"] < row["bytes"]["file"]
+    assert row["greedy"]["engine"]["n"] == len(row["series"]["engine_ms"]) == 12
+    (written,) = tmp_path.glob("*.jsonl")
+    assert json.loads(written.read_text()) == row
+    folder = tmp_path / "cache" / "bench" / "llamagen-tiny" / "engine"
+    assert suites.find(str(folder)).engine == str(folder)
+
+
+@pytest.mark.parametrize("kind", ["c2i", "t2i"])
+def test_eager_is_upstream(goldens, kind):
+    """The loop that engines are compared with draws what upstream's own code drew."""
+    import torch
+
+    from arcompile.bench.eager_llamagen import load
+    from arcompile.checkpoint import open_checkpoint
+    from arcompile.family import Source
+
+    folder = goldens / f"llamagen-{kind}"
+    about = json.loads((folder / "about.json").read_text())
+    want = np.load(folder / "expected.npz")
+    held = open_checkpoint(folder / f"{kind}_tiny.pt").weights("model")
+    vq = open_checkpoint(folder / f"vq_ds16_{kind}_tiny.pt").weights("model")
+    facts = {"n_head": str(about["n_head"]), "grid": str(int(want["greedy_tokens"].shape[1] ** 0.5))}
+    model = load(Source(held, vq, metadata=facts))
+    cond = want["cond"] if kind == "c2i" else {"features": want["cond"], "mask": want["emb_masks"]}
+    model.begin(cond, about["cfg_scale"], 0.0, 0)
+    tokens = torch.cat([model.step() for _ in range(want["greedy_tokens"].shape[1])], 1)
+    assert (tokens.numpy() == want["greedy_tokens"]).all()
+    image = model.finish(tokens).numpy()
+    assert np.linalg.norm(image - want["image"]) <= 1e-4 * np.linalg.norm(want["image"])
