@@ -21,7 +21,7 @@ demo: $(VENV)/.ready ## compile the shipped demo model and draw a picture with i
 	@echo "The picture is out/demo.png"
 
 test: $(VENV)/.ready lint ## lint, and every test this machine can run
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.ready ## ruff and mypy
 	$(BIN)/ruff check .

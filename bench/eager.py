@@ -5,11 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from arcompile.family import Source
 
 # family -> the module whose `load(source)` makes its Eager
@@ -35,20 +33,3 @@ def load(family: str, source: Source) -> Eager | None:
         return None
     made: Eager = importlib.import_module(EAGER[family]).load(source)
     return made
-
-
-def tensors(held: Any, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """A checkpoint's weights under these prefixes, as torch tensors in memory."""
-    return {k: torch.from_numpy(held.load(k)) for k in held if k.startswith(only)}
-
-
-def sample(logits: Tensor, temperature: float, top_k: int) -> Tensor:
-    """logits [B, V] -> tokens [B, 1], as LlamaGen's `sample`; temperature 0: the most probable."""
-    logits = logits / max(temperature or 1.0, 1e-5)
-    if top_k > 0:
-        least = torch.topk(logits, min(top_k, logits.shape[-1]))[0][..., -1, None]
-        logits[logits < least] = -float("inf")
-    probabilities = F.softmax(logits, dim=-1)
-    if temperature == 0:
-        return torch.topk(probabilities, 1)[1]
-    return torch.multinomial(probabilities, 1)

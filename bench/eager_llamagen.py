@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcompile.bench.eager import sample, tensors
+from arcompile.bench.eager_vq import VQ, tensors
 from arcompile.family import Source
 from arcompile.models.llamagen import Config, config
 
@@ -80,7 +80,7 @@ class Condition(nn.Module):
             self.embedding_table = nn.Embedding(c.classes + 1, c.dim)
             return
         self.uncond_embedding = nn.Parameter(torch.empty(c.prompt, c.features))
-        self.cap_proj = nn.Module()
+        self.cap_proj: Any = nn.Module()
         self.cap_proj.fc1 = nn.Linear(c.features, c.dim, bias=False)
         self.cap_proj.fc2 = nn.Linear(c.dim, c.dim, bias=False)
 
@@ -102,9 +102,10 @@ class Transformer(nn.Module):
     def setup_caches(self, rows: int) -> None:
         c = self.c
         slots = -(-(c.prompt + c.positions) // 8) * 8
-        for b in self.layers:
-            shape = (rows, c.heads, slots, c.dim // c.heads)
-            b.attention.k_cache, b.attention.v_cache = torch.zeros(shape), torch.zeros(shape)
+        shape = (rows, c.heads, slots, c.dim // c.heads)
+        layer: Any
+        for layer in self.layers:
+            layer.attention.k_cache, layer.attention.v_cache = torch.zeros(2, *shape)
         causal = torch.tril(torch.ones(slots, slots, dtype=torch.bool))
         self.causal_mask = causal.unsqueeze(0).repeat(rows, 1, 1)
         self.freqs_cis = rope_2d(c.grid, c.dim // c.heads, c.prompt)
@@ -132,9 +133,21 @@ def rotate(x: Tensor, freqs: Tensor) -> Tensor:
     """x [b, s, h, e] turned in adjacent pairs."""
     pairs = x.float().reshape(*x.shape[:-1], -1, 2)
     f = freqs.view(1, pairs.size(1), 1, pairs.size(3), 2)
-    turned = torch.stack((pairs[..., 0] * f[..., 0] - pairs[..., 1] * f[..., 1],
-                          pairs[..., 1] * f[..., 0] + pairs[..., 0] * f[..., 1]), dim=-1)  # fmt: skip
+    a, b, cos, sin = pairs[..., 0], pairs[..., 1], f[..., 0], f[..., 1]
+    turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
     return turned.flatten(3).type_as(x)
+
+
+def sample(logits: Tensor, temperature: float, top_k: int) -> Tensor:
+    """logits [B, V] -> tokens [B, 1], as upstream's `sample`; temperature 0: the most probable."""
+    logits = logits / max(temperature or 1.0, 1e-5)
+    if top_k > 0:
+        least = torch.topk(logits, min(top_k, logits.shape[-1]))[0][..., -1, None]
+        logits[logits < least] = -float("inf")
+    probabilities = F.softmax(logits, dim=-1)
+    if temperature == 0:
+        return torch.topk(probabilities, 1)[1]
+    return torch.multinomial(probabilities, 1)
 
 
 class LlamaGen:
@@ -190,8 +203,6 @@ class LlamaGen:
 
 
 def load(source: Source) -> LlamaGen:
-    from arcompile.bench.eager_vq import VQ
-
     c = config(source, {})
     with torch.device("meta"):
         gpt = Transformer(c)

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcompile.bench.eager import tensors
+
+def tensors(held: Any, only: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """A checkpoint's weights under these prefixes, as torch tensors in memory."""
+    return {k: torch.from_numpy(held.load(k)) for k in held if k.startswith(only)}
 
 
 def normalize(width: int) -> nn.GroupNorm:

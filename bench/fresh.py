@@ -16,7 +16,6 @@ from typing import Any
 
 from arcompile.errors import ArcError
 
-
 IMPORTS = """
 import json, time
 start = time.perf_counter()

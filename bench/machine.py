@@ -40,8 +40,9 @@ def facts() -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+    system = f"{platform.system()} {platform.machine()}"
     return {"cpu": _cpu(), "cores": cores(), "threads": cores(), "memory_gb": _memory(),
-            "system": f"{platform.system()} {platform.machine()}", "versions": versions}  # fmt: skip
+            "system": system, "versions": versions}  # fmt: skip
 
 
 def _cpu() -> str:

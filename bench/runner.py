@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -127,7 +128,7 @@ class _Bench:
         self.say("steps, greedy")
         program = self._short(QUICK) if self.quick else self.engine
         greedy, output = self.interleave(program, 0.0, 0)
-        found = {"greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
+        found: dict[str, Any] = {"greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
                  "prompt_ms": figure(output.timings["prompt"] * 1e3)}  # fmt: skip
         self.say("steps, sampled")
         sampled, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
@@ -146,9 +147,9 @@ class _Bench:
 
     def _short(self, steps: int, finish: bool = False) -> Engine:
         """The engine, stopping after so many steps."""
-        e, p = self.engine, self.engine.program
-        cut = replace(p, steps=p.steps[:steps], finish=p.finish if finish else ())
-        return Engine(e.folder, e.manifest, cut, e.models, e.labels)
+        cut, p = copy(self.engine), self.engine.program
+        cut.program = replace(p, steps=p.steps[:steps], finish=p.finish if finish else ())
+        return cut
 
     def interleave(self, engine: Engine, temperature: float, top_k: int,
                    warm: bool = False) -> tuple[Turns, Any]:  # fmt: skip
@@ -190,8 +191,8 @@ class _Bench:
         committed = self.engine.program.positions / len(self.engine.program.steps)
         each = self.suite.batch * committed
         found["tokens_per_s"] = figure(each / float(np.median(t.engine)))
-        found["read_pairs"] = [s * gbps * 1e9 / self.reads.step
-                               for s, gbps in zip(t.medians(t.engine), t.read, strict=True)]  # fmt: skip
+        turns = zip(t.medians(t.engine), t.read, strict=True)
+        found["read_pairs"] = [s * gbps * 1e9 / self.reads.step for s, gbps in turns]
         if self.eager is not None:
             found["eager"] = summary(t.eager)
             found["eager_tokens_per_s"] = figure(each / float(np.median(t.eager)))
@@ -269,7 +270,7 @@ class _Bench:
         loaded = min((fresh.run("load", folder) for _ in range(2)), key=lambda x: x["first_step_s"])
         self.say("memory of a run")
         used = fresh.run("generate", folder, str(s.batch), str(s.guidance))
-        found = {
+        found: dict[str, dict[str, Any]] = {
             "import": {k: figure(v, 3) for k, v in imported.items()},
             "load": {**{k: figure(v, 3) for k, v in loaded.items()},
                      "first_step_beyond_read_s":
@@ -285,7 +286,7 @@ class _Bench:
         if build:
             found["build"] = {"s": figure(build["wall_s"]), "peak": build["peak"],
                               "now": build["now"], "vs_weights": figure(build["peak"] / r.file),
-                              "includes": "start of python, drawing or reading the weights"}  # fmt: skip
+                              "includes": "start of python, making the weights"}  # fmt: skip
         return found
 
 

@@ -91,7 +91,8 @@ def _image(i: Row) -> Iterator[tuple[str, ...]]:
 
 def _sizes(row: Row) -> Iterator[tuple[str, ...]]:
     b = row["bytes"]
-    yield "weights of a run + caches", f"{figure(b['run_weights'], 'B')} + {figure(b['state'], 'B')}"
+    held, caches = figure(b["run_weights"], "B"), figure(b["state"], "B")
+    yield "weights of a run + caches", f"{held} + {caches}"
     if "run_memory" in row:
         r, x = row["run_memory"], row["load"]
         yield ("  peak memory, one picture", f"{figure(r['first'], 'B')}, "

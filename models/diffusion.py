@@ -22,7 +22,8 @@ def sinusoid(times: Sequence[int], width: int = WAVES) -> np.ndarray:
     """f32 [n,width]: cosines, then sines, of the times at geometric frequencies."""
     half = width // 2
     scale = np.float32(-math.log(10000.0)) / np.float32(half)
-    angle = np.float32(times)[:, None] * np.exp(np.arange(half, dtype=np.float32) * scale)
+    waves = np.exp(np.arange(half, dtype=np.float32) * scale)
+    angle = np.asarray(times, np.float32)[:, None] * waves
     return np.concatenate((np.cos(angle), np.sin(angle)), 1)
 
 

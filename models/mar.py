@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +99,8 @@ def rows(x: Tensor, index: Tensor) -> Tensor:
 
 class Head(nn.Module):
     """`diffloss`: draws the fresh cells by denoising them from noise."""
+
+    schedule: Tensor
 
     def __init__(self, c: Config):
         super().__init__()
@@ -215,14 +218,18 @@ class Mar(Family):
         return _OWN.issubset(t) and {k.split(".")[0] for k in t} <= _TOP
 
     def random(self, size: str, seed: int = 0) -> Source:
-        """Random weights of a published size, with KL-16; or "tiny"."""
-        c = of_size(size)
+        """Random weights of a published size, with KL-16; or "tiny".
+
+        The head's last layer is zero, as before training: a random one lets variances overflow.
+        """
+        c, last = of_size(size), "diffloss.net.final_layer.linear.weight"
         with torch.device("meta"):
             names = state(Transformer(c), skip=TABLES)
+        made = weights(names, seed)
+        made[last] = replace(made[last], read=lambda: np.zeros(names[last], np.float32))
         facts = {"num_heads": str(c.heads), "num_iter": str(c.iterations),
                  "diffusion_steps": str(c.steps)}  # fmt: skip
-        return Source(weights(names, seed), weights(kl.published(c.channels), seed),
-                      metadata=facts)  # fmt: skip
+        return Source(made, weights(kl.published(c.channels), seed), metadata=facts)
 
     def model(self, source: Source, options: Options) -> Model:
         t, c = source.tensors, config(source, options)

@@ -114,6 +114,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    schedule: Tensor
+
     def __init__(self, c: Config):
         super().__init__()
         self.c, d = c, c.dim

@@ -29,6 +29,7 @@ def doctor(as_json: Json = False) -> None:
 def list_(
     what: Annotated[str, typer.Argument(metavar="WHAT", help="passes, models, targets, kernels")],
     as_json: Json = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="as a Markdown table")] = False,
 ) -> None:
     """List passes, models, targets or kernels, with their options."""
     if what not in LISTS:
@@ -36,6 +37,8 @@ def list_(
     rows = LISTS[what]()
     if as_json:
         return print_json(rows)
+    if markdown:
+        return print(markdown_table(rows))
     if not rows:
         print(f"no {what}")
     for row in rows:
@@ -45,6 +48,13 @@ def list_(
         print(columns([(k, _plain(v)) for k, v in row.items() if v], indent=4) or "", end="")
         print("\n" if any(row.values()) else "")
     return None
+
+
+def markdown_table(rows: Rows) -> str:
+    """All but the options, one row each."""
+    names = [k for k in rows[0] if k not in ("about", "options")] if rows else []
+    lines = [names, ["---"] * len(names), *([_plain(r[n]) for n in names] for r in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _plain(value: Any) -> str:
@@ -76,7 +86,8 @@ def _models() -> Rows:
         raise ArcError(f"listing models needs {e.name}, which is not installed", code=MACHINE,
                        hint="pip install 'arcompile[build]'") from None  # fmt: skip
     return [{"name": name, "about": _about(f), "order": f.order, "licence": f.licence,
-             "verified": f.verified, "sizes": list(f.sizes), "options": dict(f.options)}
+             "sizes": list(f.sizes), "containers": [c or "raw" for c in f.containers],
+             "verified": f.verified, "options": dict(f.options)}
             for name, f in found.items()]  # fmt: skip
 
 

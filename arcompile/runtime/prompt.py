@@ -47,13 +47,16 @@ def _ids(engine: Engine, prompt: Any) -> list[int]:
     ids = np.asarray(prompt, object).ravel().tolist()
     if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int | np.integer)]:
         raise ArcError(f"a prompt is a text or a list of token ids, got {bad[0]!r} in it")
+    count = engine.manifest["prompt"]["vocabulary"]
+    if bad := [i for i in ids if not 0 <= i < count]:
+        raise ArcError(f"token id {bad[0]} is out of range", hint=f"ids are 0 to {count - 1}")
     return [int(i) for i in ids]
 
 
 def _tokens(engine: Engine, text: str) -> list[int]:
     """The ids of the words in their template, between the two that begin text and image."""
     how: Mapping[str, Any] = engine.manifest["prompt"]
-    if TOKENIZER not in engine.manifest["files"] or how.get("bos") is None:
+    if TOKENIZER not in engine.manifest["files"] or None in (how.get("bos"), how.get("boi")):
         raise ArcError("this engine has no tokenizer for words", hint="give token ids, or build it "
                        "from a folder that holds a tokenizer.json")  # fmt: skip
     said = str(how["template"]).replace("{prompt}", _checked(text).strip())
@@ -72,7 +75,7 @@ def check(engine: Engine, ids: Array, mask: Array) -> None:
         raise ArcError(f"a prompt of {ids.shape[1]} ids; this engine takes 2 to {how['max']}",
                        hint="shorten it, or build with --option max_prompt=N")  # fmt: skip
     if ids.min() < 0 or ids.max() >= how["vocabulary"]:
-        raise ArcError(f"token ids must be in 0..{how['vocabulary'] - 1}")
+        raise ArcError("token ids are out of range", hint=f"ids are 0 to {how['vocabulary'] - 1}")
     if not mask[:, -1].all() or (mask[:, :-1] > mask[:, 1:]).any():
         raise ArcError("the mask of a prompt must be zeros, then ones",
                        hint="pad shorter prompts on the left")  # fmt: skip

@@ -7,6 +7,7 @@ a row once there is a past; graphs whose steps query more use the standard pair.
 from __future__ import annotations
 
 from arcompile import dims
+from arcompile.errors import ArcError
 from arcompile.ir import Node
 from arcompile.targets.onnx_emit import DTYPES, Emitter, lowers
 
@@ -169,6 +170,9 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
     opt = dict(zip(a.get("extra", ()), x[3:], strict=True))
     causal = a.get("mask", "full") == "causal"
     if "past" in opt and n.args[1].type.rank == 4:
+        if "bias" in opt:
+            raise ArcError("attention over a cache takes no bias on this target",
+                           hint="use --target reference, or say the mask by `mask` and `keep`")
         keep = [opt["keep"]] if "keep" in opt else []
         return _cached(e, x[0], x[1], x[2], opt["past"], a["heads"], a["scale"], a["mask"], keep,
                        n.args[1].type.shape[2])  # fmt: skip

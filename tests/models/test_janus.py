@@ -155,7 +155,8 @@ def test_bad_prompts(tiny):
         return lambda: tiny.generate(cond)
 
     plain.refuses("a prompt of 21 ids; this engine takes 2 to 20", ask([1] * 21))
-    plain.refuses("token ids must be in 0..49", ask([1, 50]))
+    plain.refuses("token id 50 is out of range", ask([1, 50]))
+    plain.refuses("token ids are out of range", ask({"input_ids": [[1, -1]]}))
     plain.refuses("a prompt is empty", ask([]))
     plain.refuses("got 1.5 in it", ask([1.5, 2]))
     plain.refuses("zeros, then ones", ask({"input_ids": [[1, 2, 0]], "mask": [[1, 1, 0]]}))
