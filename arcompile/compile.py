@@ -170,7 +170,7 @@ def _model(checkpoint: Path, decoder: Path | None, family: str | None, options: 
     except ImportError:
         raise ArcError("building needs torch, which is not installed", code=MACHINE,
                        hint="pip install 'arcompile[build]'") from None  # fmt: skip
-    from arcompile.family import Source
+    from arcompile.family import Source, described
 
     progress("read", 0.0)
     held = open_checkpoint(checkpoint)
@@ -180,6 +180,7 @@ def _model(checkpoint: Path, decoder: Path | None, family: str | None, options: 
     names = (checkpoint.name, decoder.name if decoder else "")
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     model = found.model(Source(tensors, second, names, held.metadata, folder), options)
+    model = described(model, held.metadata)
     progress("read", 1.0)
     return found, model
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,3 +110,34 @@ def positive(options: Options, key: str, default: int | None, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ArcError(f"option {key} must be a positive integer, got {value!r}")
     return value
+
+
+SETTINGS = ("guidance", "temperature", "top_k", "top_p")
+
+
+def described(model: Model, metadata: Mapping[str, str]) -> Model:
+    """With the class names and sampling settings that a safetensors header tells, if it does.
+
+    class_names: a JSON list of text; sampling: a JSON object of numbers. Raises ArcError.
+    """
+    labels = _json(metadata, "class_names", list)
+    sampling = _json(metadata, "sampling", dict)
+    if labels and (len(labels) != model.info.get("classes") or not all(
+            isinstance(x, str) for x in labels)):
+        raise ArcError(f"the header names {len(labels)} classes, the model has "
+                       f"{model.info.get('classes', 0)}")
+    for key, value in sampling.items():
+        if key not in SETTINGS or isinstance(value, bool) or not isinstance(value, int | float):
+            raise ArcError(f"the header's sampling setting {key!r} is not one we know",
+                           hint=f"known: {', '.join(SETTINGS)}")
+    return replace(model, labels=model.labels or labels, defaults={**model.defaults, **sampling})
+
+
+def _json(metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    try:
+        found = json.loads(metadata.get(key, "") or json.dumps(kind()))
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind):
+        raise ArcError(f"the header's {key} is not a JSON {kind.__name__}")
+    return found

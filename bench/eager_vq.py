@@ -34,7 +34,7 @@ class ResnetBlock(nn.Module):
         h = self.conv2(h * torch.sigmoid(h))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
-        return x + h
+        return x + h  # type: ignore[no-any-return]
 
 
 class AttnBlock(nn.Module):
@@ -80,7 +80,7 @@ class Level(nn.Module):
             h = block(h)
             if len(self.attn):
                 h = self.attn[i](h)
-        return self.upsample(h) if hasattr(self, "upsample") else h  # type: ignore[no-any-return]
+        return self.upsample(h) if hasattr(self, "upsample") else h
 
 
 class Decoder(nn.Module):
@@ -111,7 +111,7 @@ class VQ(nn.Module):
         super().__init__()
         t = tensors(held, ("decoder.", "post_quant_conv.", "quantize.embedding."))
         with torch.device("meta"):
-            self.quantize = nn.Module()
+            self.quantize: Any = nn.Module()
             self.quantize.embedding = nn.Embedding(*t["quantize.embedding.weight"].shape)
             width, z = t["post_quant_conv.weight"].shape[1], t["post_quant_conv.weight"].shape[0]
             self.post_quant_conv = nn.Conv2d(width, z, 1)

@@ -42,7 +42,15 @@ def facts() -> dict[str, Any]:
             continue
     system = f"{platform.system()} {platform.machine()}"
     return {"cpu": _cpu(), "cores": cores(), "threads": cores(), "memory_gb": _memory(),
-            "system": system, "versions": versions}  # fmt: skip
+            "system": system, "load_before": load(), "versions": versions}  # fmt: skip
+
+
+def load() -> float | None:
+    """Processes that wanted a core in the last minute: more than none says the host is shared."""
+    try:
+        return figure(os.getloadavg()[0], 3)
+    except (AttributeError, OSError):
+        return None
 
 
 def _cpu() -> str:

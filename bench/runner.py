@@ -89,9 +89,11 @@ class Turns:
 class _Bench:
     def __init__(self, suite: Suite, engine: Engine, quick: bool, say: Say):
         self.suite, self.engine, self.quick, self.say = suite, engine, quick, say
+        assert engine.models  # opened here, once: shortened copies of the engine share it
         self.cond = suites.condition(engine.manifest["info"], suite.batch)
         twins = 2 if suite.guidance != 1 else 1
         self.reads = built.reads(engine, suite.batch, suite.batch * twins)
+        self.machine = machine.facts()
         say("reading memory")
         self.bandwidth = Bandwidth()
         self.bandwidth.measure(2)
@@ -116,7 +118,7 @@ class _Bench:
             "weights": "the shipped demo's" if s.checkpoint else "the engine's" if s.engine
             else "random",
             "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),
-            "block": s.block, "settings": SETTINGS, "machine": machine.facts(),
+            "block": s.block, "settings": SETTINGS,
         }  # fmt: skip
 
     # --- speed ---
@@ -128,8 +130,10 @@ class _Bench:
         self.say("steps, greedy")
         program = self._short(QUICK) if self.quick else self.engine
         greedy, output = self.interleave(program, 0.0, 0)
-        found: dict[str, Any] = {"greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
-                 "prompt_ms": figure(output.timings["prompt"] * 1e3)}  # fmt: skip
+        found: dict[str, Any] = {
+            "greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
+            "prompt_ms": figure(output.timings["prompt"] * 1e3),
+        }  # fmt: skip
         self.say("steps, sampled")
         sampled, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
                                      self.suite.top_k)  # fmt: skip
@@ -137,7 +141,7 @@ class _Bench:
         if not self.quick:
             found["image"] = self._image(greedy, output)
         self.bandwidth.measure(3)
-        found["machine"] = {**machine.facts(), "read_gbps": self.bandwidth.row(),
+        found["machine"] = {**self.machine, "read_gbps": self.bandwidth.row(),
                             "gemm_gflops": machine.gemm()}  # fmt: skip
         for name in ("greedy", "sampled"):  # only now is the best reading known
             found[name] |= self._floor(found[name]["engine"], found[name].pop("read_pairs"))

@@ -39,7 +39,7 @@ def show(row: Row) -> None:
     m = row["machine"]
     note(f"{m['cpu']}, {m['threads']} threads; reads {m['read_gbps']['best']} GB/s at best "
          f"({m['read_gbps']['median']} in the median, {m['read_gbps']['how']}), GEMM "
-         f"{m['gemm_gflops']} GFLOP/s; "
+         f"{m['gemm_gflops']} GFLOP/s; load before {m['load_before']}; "
          + ", ".join(f"{k} {v}" for k, v in m["versions"].items()))  # fmt: skip
     title = (f"{row['suite']}: {row['family']}, {row['target']}, {row['dtype']}, batch "
              f"{row['batch']}, guidance {row['guidance']:g}, {row['weights']} weights"

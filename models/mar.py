@@ -76,6 +76,15 @@ class Attention(nn.Module):
         return self.proj(arc.attention(q, k, v, self.heads, self.heads, scale, "full"))
 
 
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
 class Block(nn.Module):
     """A pre-norm ViT block. https://arxiv.org/abs/2010.11929"""
 
@@ -83,12 +92,11 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = (nn.LayerNorm(c.dim, eps=1e-6) for _ in range(2))
         self.attn = Attention(c.dim, c.heads)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(c.dim, c.hidden), nn.Linear(c.hidden, c.dim)
+        self.mlp = MLP(c.dim, c.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp.fc2(nn.functional.gelu(self.mlp.fc1(self.norm2(x))))
+        return x + self.mlp(self.norm2(x))
 
 
 def rows(x: Tensor, index: Tensor) -> Tensor:

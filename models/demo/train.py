@@ -31,7 +31,7 @@ VQ_FROZEN = 2000    # steps after which codes are final and only the decoder lea
 VQ_STEPS = 2300
 JUDGE_STEPS = 2500
 GPT_PICTURES = 36 * 600
-GPT_STEPS, GPT_BATCH = 1800, 48
+GPT_STEPS, GPT_BATCH = 6000, 48
 GRID = 8
 SAMPLING = {"guidance": 2.0, "temperature": 1.0, "top_k": 0}
 

@@ -60,7 +60,7 @@ def test_each_row_of_a_mixed_batch_equals_its_solo_run(engines, expected):
 
 
 def test_encoding_covers_every_scale(engines, expected):
-    """Every scale encodes the whole image; the last one decodes to it as drawn."""
+    """Every scale encodes the whole image."""
     tokens = engines().encode(np.clip(expected["image"], -1, 1))
     assert tokens.shape == (2, 66)
 

@@ -275,8 +275,13 @@ graph paint(%tokens: i64[b,4], %acc: f32[b,2], %most: i64[1]) {
 }"""
 
 
-def test_tables_sets_and_each():
-    """Two steps of three turns each: the state adds gain * t * kick, `seen` adds n."""
+@pytest.mark.parametrize("ahead", [1, 24, 1 << 15])
+def test_tables_sets_and_each(ahead, monkeypatch):
+    """Two steps of three turns each: the state adds gain * t * kick, `seen` adds n.
+
+    However many turns' noise is drawn ahead: 1 number is one turn, 24 are two of 3 * 2 * 2.
+    """
+    monkeypatch.setattr("arcompile.runtime.loop.AHEAD", ahead)
     p, q = parse_program(TABLES), request(3)
     p.verify()
     res = Loop(p, models(p, {}).runner(), q).run()
