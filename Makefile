@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: $(VENV)/.ready ## compile the shipped demo model and draw a picture with it
 	$(BIN)/arcompile build demo -o out/demo
-	$(BIN)/arcompile generate out/demo --label all --seed 1 -o out/demo.png
+	$(BIN)/arcompile generate out/demo --label $$(seq -s, 0 35) --seed 1 -o out/demo.png
 	@echo "The picture is out/demo.png"
 
 test: $(VENV)/.ready lint ## lint, and every test this machine can run

@@ -167,6 +167,7 @@ class Program:
 
 def _verify_words(p: Program) -> None:
     """mask, accept, and what draws ask for, are words the runtime knows."""
+    words: list[tuple[str, str, tuple[str, ...]]]
     words = [("mask", p.mask, get_args(Mask)), ("accept", p.accept, get_args(Accept))]
     for d in p.draws:
         words += [(f"kind of draw {d.name}", d.kind, KINDS)]

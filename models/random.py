@@ -23,5 +23,9 @@ def tensor(name: str, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
 
 def weights(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> Weights:
     """A checkpoint's weights without a file."""
-    return Weights("random weights", {
-        k: Entry(s, "f32", lambda k=k, s=s: tensor(k, s, seed)) for k, s in shapes.items()})  # fmt: skip
+    return Weights("random weights", {name: _entry(name, shape, seed)
+                                      for name, shape in shapes.items()})
+
+
+def _entry(name: str, shape: tuple[int, ...], seed: int) -> Entry:
+    return Entry(shape, "f32", lambda: tensor(name, shape, seed))

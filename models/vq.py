@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -102,47 +103,59 @@ class Decoder(nn.Module):
         return self.conv_out(nn.functional.silu(self.norm_out(x)))
 
 
-def published(mult: tuple[int, ...], ch: int = 128, z: int = 256, codes: int = 16384,
-              width: int = 8) -> dict[str, tuple[int, ...]]:  # fmt: skip
-    """Shapes of a tokenizer: VQ-16 has mult (1,1,2,2,4), VQ-8 (1,2,2,4)."""
-    t: dict[str, tuple[int, ...]] = {}
+class _Shapes(dict[str, tuple[int, ...]]):
+    """Shapes of a tokenizer as they are listed, part by part."""
 
-    def put(name: str, *shape: int) -> None:
-        t[f"{name}.weight"], t[f"{name}.bias"] = shape, shape[:1]
+    def put(self, name: str, *shape: int) -> None:
+        self[f"{name}.weight"], self[f"{name}.bias"] = shape, shape[:1]
 
-    def res(name: str, a: int, b: int) -> None:
-        put(f"{name}.norm1", a), put(f"{name}.norm2", b)
-        put(f"{name}.conv1", b, a, 3, 3), put(f"{name}.conv2", b, b, 3, 3)
+    def res(self, name: str, a: int, b: int) -> None:
+        self.put(f"{name}.norm1", a)
+        self.put(f"{name}.norm2", b)
+        self.put(f"{name}.conv1", b, a, 3, 3)
+        self.put(f"{name}.conv2", b, b, 3, 3)
         if a != b:
-            put(f"{name}.nin_shortcut", b, a, 1, 1)
+            self.put(f"{name}.nin_shortcut", b, a, 1, 1)
 
-    def attn(name: str, c: int) -> None:
-        put(f"{name}.norm", c)
+    def attn(self, name: str, c: int) -> None:
+        self.put(f"{name}.norm", c)
         for part in ("q", "k", "v", "proj_out"):
-            put(f"{name}.{part}", c, c, 1, 1)
+            self.put(f"{name}.{part}", c, c, 1, 1)
 
-    def stack(part: str, widths: list[int], blocks: int, low: int, resample: str) -> None:
-        c = widths[0]
-        for i, w in enumerate(widths[1:]):
-            for j in range(blocks):
-                res(f"{part}.conv_blocks.{i}.res.{j}", c, w)
-                c = w
-                if i == low:
-                    attn(f"{part}.conv_blocks.{i}.attn.{j}", c)
-            if i < len(mult) - 1:
-                put(f"{part}.conv_blocks.{i}.{resample}.conv", c, c, 3, 3)
+    def level(self, name: str, cin: int, cout: int, blocks: int, attend: bool) -> None:
+        for j in range(blocks):
+            self.res(f"{name}.res.{j}", cout if j else cin, cout)
+            if attend:
+                self.attn(f"{name}.attn.{j}", cout)
 
-    wide, widths = ch * mult[-1], [ch * m for m in mult]
-    put("encoder.conv_in", ch, 3, 3, 3), put("decoder.conv_in", wide, z, 3, 3)
-    stack("encoder", [ch, *widths], 2, len(mult) - 1, "downsample")
-    stack("decoder", [wide, *widths[::-1]], 3, 0, "upsample")
-    for part in ("encoder", "decoder"):
-        res(f"{part}.mid.0", wide, wide), attn(f"{part}.mid.1", wide)
-        res(f"{part}.mid.2", wide, wide)
-    put("encoder.norm_out", wide), put("encoder.conv_out", z, wide, 3, 3)
-    put("decoder.norm_out", ch), put("decoder.conv_out", 3, ch, 3, 3)
+    def half(self, part: str, widths: list[int], blocks: int, low: int, resample: str) -> None:
+        """Levels from widths[0] on, attention at level `low`, and the middle."""
+        for i, (a, b) in enumerate(pairwise(widths)):
+            at = f"{part}.conv_blocks.{i}"
+            self.level(at, a, b, blocks, i == low)
+            if i < len(widths) - 2:
+                self.put(f"{at}.{resample}.conv", b, b, 3, 3)
+        wide = max(widths[0], widths[-1])
+        self.res(f"{part}.mid.0", wide, wide)
+        self.attn(f"{part}.mid.1", wide)
+        self.res(f"{part}.mid.2", wide, wide)
+        self.put(f"{part}.norm_out", widths[-1])
+
+
+def published(mult: tuple[int, ...], ch: int = 128, z: int = 256, codes: int = 16384,
+              width: int = 8) -> dict[str, tuple[int, ...]]:
+    """Shapes of a tokenizer: VQ-16 has mult (1,1,2,2,4), VQ-8 (1,2,2,4)."""
+    t, widths = _Shapes(), [ch * m for m in mult]
+    wide = widths[-1]
+    t.put("encoder.conv_in", ch, 3, 3, 3)
+    t.half("encoder", [ch, *widths], 2, len(mult) - 1, "downsample")
+    t.put("encoder.conv_out", z, wide, 3, 3)
+    t.put("decoder.conv_in", wide, z, 3, 3)
+    t.half("decoder", [wide, *widths[::-1]], 3, 0, "upsample")
+    t.put("decoder.conv_out", 3, ch, 3, 3)
     t["quantize.embedding.weight"] = (codes, width)
-    put("quant_conv", width, z, 1, 1), put("post_quant_conv", z, width, 1, 1)
+    t.put("quant_conv", width, z, 1, 1)
+    t.put("post_quant_conv", z, width, 1, 1)
     return t
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from arcompile.models.demo import drawings
 from arcompile.models.demo.judge import FILE, NONE, judge, score, wilson
 
