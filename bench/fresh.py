@@ -16,6 +16,7 @@ from typing import Any
 
 from arcompile.errors import ArcError
 
+LONGEST = 1800  # seconds
 IMPORTS = """
 import json, time
 start = time.perf_counter()
@@ -37,8 +38,11 @@ def imports() -> dict[str, Any]:
 def run(what: str, *args: str) -> dict[str, Any]:
     """Ask a new interpreter; `wall_s` is the time from its start to its end. Raises ArcError."""
     start = time.perf_counter()
-    made = subprocess.run([sys.executable, "-m", __name__, what, *args], capture_output=True,
-                          text=True)  # fmt: skip
+    try:
+        made = subprocess.run([sys.executable, "-m", __name__, what, *args], capture_output=True,
+                              text=True, timeout=LONGEST)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ArcError(f"the fresh process for {what!r} took over {LONGEST} s") from None
     wall = time.perf_counter() - start
     if made.returncode:
         last = (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]

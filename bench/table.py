@@ -12,6 +12,7 @@ from rich.table import Table
 from arcompile.cost import figure
 
 Row = Mapping[str, Any]
+BUSY = 0.5  # load above which the host is not ours alone
 
 
 @contextmanager
@@ -41,6 +42,9 @@ def show(row: Row) -> None:
          f"({m['read_gbps']['median']} in the median, {m['read_gbps']['how']}), GEMM "
          f"{m['gemm_gflops']} GFLOP/s; load before {m['load_before']}; "
          + ", ".join(f"{k} {v}" for k, v in m["versions"].items()))  # fmt: skip
+    if (m["load_before"] or 0) > BUSY:
+        note(f"the machine was busy ({m['load_before']:g} processes wanted a core before): "
+             "believe the ratios within this run, not the milliseconds")  # fmt: skip
     title = (f"{row['suite']}: {row['family']}, {row['target']}, {row['dtype']}, batch "
              f"{row['batch']}, guidance {row['guidance']:g}, {row['weights']} weights"
              + (", quick" if row["quick"] else ""))  # fmt: skip
