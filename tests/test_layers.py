@@ -26,7 +26,8 @@ LAYERS = (
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "triton", "tensorrt",
          "matplotlib", "networkx"}  # fmt: skip
-MAY = {"models": {"torch"}, "nn": {"torch"}, "export": {"torch"}, "analysis": {"networkx"}}
+MAY = {"models": {"torch"}, "nn": {"torch"}, "export": {"torch"}, "analysis": {"networkx"},
+       "bench": {"torch"}}
 NEVER = {"passes": HEAVY}  # not even inside a function
 
 
