@@ -33,7 +33,7 @@ JUDGE_STEPS = 2500
 GPT_PICTURES = 36 * 1000
 GPT_STEPS, GPT_BATCH = 6000, 48
 GRID = 8
-SAMPLING = {"guidance": 2.0, "temperature": 1.0, "top_k": 0}
+SAMPLING = {"guidance": 1.3, "temperature": 0.8, "top_k": 0}
 
 
 def log(*words: object) -> None:
