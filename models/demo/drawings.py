@@ -19,8 +19,9 @@ CLASS_NAMES = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOUR
 _HSV = ((356, 0.84, 0.88), (26, 0.90, 0.97), (52, 0.85, 0.98),
         (138, 0.74, 0.66), (217, 0.82, 0.88), (282, 0.70, 0.74))
 _HUE_JITTER = 3.0
-_TURN = np.radians(25.0)  # largest rotation: a square never becomes a diamond
-_RADIUS = (15.0, 23.0)    # pixels
+_TURN = np.radians(12.0)  # largest rotation
+_RADIUS = (16.0, 22.0)    # pixels
+_STRAY = 8.0              # furthest a centre lies from the middle, right or down, in pixels
 _SHADOW = (2.0, 3.0)      # right, down
 
 _GRID = np.arange(SIZE, dtype=np.float64) + 0.5
@@ -98,8 +99,8 @@ def draw(label: int, rng: Generator) -> np.ndarray:
     """One picture of class `label`; uint8 [64, 64, 3]."""
     shape, colour = divmod(int(label), len(COLOURS))
     radius, turn = rng.uniform(*_RADIUS), rng.uniform(-_TURN, _TURN)
-    room = radius * 1.08 + 1.5
-    centre = (rng.uniform(room, SIZE - room), rng.uniform(room, SIZE - room))
+    room = min(_STRAY, SIZE / 2 - radius * 1.08 - 1.5)
+    centre = (SIZE / 2 + rng.uniform(-room, room), SIZE / 2 + rng.uniform(-room, room))
     picture, paint = _background(rng), _paint(rng, colour)
     under = (centre[0] + _SHADOW[0], centre[1] + _SHADOW[1])
     shade = np.clip(0.5 - _distance(shape, under, radius, turn) / 5, 0, 1)
