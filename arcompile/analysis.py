@@ -63,7 +63,7 @@ def peak(g: Graph, sizes: Mapping[str, int] | None = None) -> Live | None:
 
 
 def critical_path(g: Graph, sizes: Mapping[str, int] | None = None,
-                  weight: Callable[[Node], float] | None = None) -> list[Node]:  # fmt: skip
+                  weight: Callable[[Node], float] | None = None) -> list[Node]:
     """The dependent chain of nodes whose weights (flops, unless given) add up to the most."""
     cost = weight or (lambda n: node_cost(n, sizes or {}).flops)
     best: dict[Node, float] = {}

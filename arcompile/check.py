@@ -75,7 +75,7 @@ class Check:
         called = {c.graph for c in p.calls()}
         alone = {f"{g.name}.{k}": [v] for g in p.graphs
                  if g.name not in called and g.name in {x.name for x in self.old.graphs}
-                 for k, v in evaluate(g, _inputs(g), store).items()}  # fmt: skip
+                 for k, v in evaluate(g, _inputs(g), store).items()}
         return {**runner.kept, **alone}
 
 
@@ -106,7 +106,7 @@ def _request(p: Program) -> Request:
         {name: _array(name, t, sizes) for name, t in p.inputs},
         np.arange(BATCH, dtype=np.uint64), np.zeros(BATCH, np.int64), 2.0 * ones.astype(float),
         ones, np.zeros(BATCH, np.int64), 0.9 * ones,
-    )  # fmt: skip
+    )
 
 
 def _inputs(g: Graph) -> dict[str, Array]:

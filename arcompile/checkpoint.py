@@ -32,15 +32,15 @@ SAFE_DTYPES = {
     "I64": ("i64", "<i8"), "I32": ("i32", "<i4"), "I16": ("i16", "<i2"), "I8": ("i8", "|i1"),
     "U64": ("u64", "<u8"), "U32": ("u32", "<u4"), "U16": ("u16", "<u2"), "U8": ("u8", "|u1"),
     "BOOL": ("bool", "|u1"),
-}  # fmt: skip
+}
 STRANGERS = {
     b"version https://git-lfs": "a git-lfs pointer (run `git lfs pull`)", b"<": "a web page",
     b"\x89PNG": "a PNG picture", b"\xff\xd8": "a JPEG picture", b"GGUF": "a GGUF file",
     b"\x1f\x8b": "a gzip file", b"{": "a JSON file",
-}  # fmt: skip
+}
 # What a folder is searched for, in this order: one file, or an index of several.
 FOLDER = ("model.safetensors", "*.safetensors.index.json", "*.safetensors",
-          "pytorch_model.bin", "*.bin.index.json", "pytorch_model*.bin")  # fmt: skip
+          "pytorch_model.bin", "*.bin.index.json", "pytorch_model*.bin")
 
 
 class Bad(Exception):

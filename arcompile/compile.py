@@ -61,7 +61,7 @@ def build(
     chosen = TARGETS[target]
     if dtype not in chosen.dtypes:
         raise ArcError(f"target {target} has no dtype {dtype!r}",
-                       hint=f"it takes {', '.join(chosen.dtypes)}")  # fmt: skip
+                       hint=f"it takes {', '.join(chosen.dtypes)}")
     pipeline = parse_pipeline(chosen.passes)
     pipeline += parse_pipeline(passes) if isinstance(passes, str) else list(passes or ())
     key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {})
@@ -83,7 +83,7 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     TARGETS[target].lower(program, Store(model.weights, program.fold), folder, progress)
     _describe(folder, program, model, {
         "family": family, "target": target, "dtype": dtype, "key": key,
-        "passes": [str(p) for p in pipeline]})  # fmt: skip
+        "passes": [str(p) for p in pipeline]})
 
 
 def program(
@@ -123,13 +123,13 @@ def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, 
 
 
 def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str, dtype: str,
-         pipeline: Sequence[Pass], options: Options) -> str:  # fmt: skip
+         pipeline: Sequence[Pass], options: Options) -> str:
     """sha256 over everything that decides what is built."""
     parts = [arcompile.__version__, _own_digest(), checkpoint.name, digest(checkpoint),
              decoder.name if decoder else "", digest(decoder) if decoder else "", family or "",
              target, dtype, *map(str, pipeline),
              json.dumps({k: _content(k, v) for k, v in options.items()}, sort_keys=True,
-                        default=str)]  # fmt: skip
+                        default=str)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -164,12 +164,12 @@ def _cached(folder: Path, key: str) -> Engine | None:
 
 
 def _model(checkpoint: Path, decoder: Path | None, family: str | None, options: Options,
-           progress: Report) -> tuple[Family, Model]:  # fmt: skip
+           progress: Report) -> tuple[Family, Model]:
     try:
         import torch  # noqa: F401
     except ImportError:
         raise ArcError("building needs torch, which is not installed", code=MACHINE,
-                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+                       hint="pip install 'arcompile[build]'") from None
     from arcompile.family import Source, described
 
     progress("read", 0.0)
@@ -205,7 +205,7 @@ def _family(held: Any, name: str | None) -> tuple[Family, Any]:
     if len(claims) != 1:
         which = ", ".join(f.name for f, _ in claims) or "no family"
         raise ArcError(f"{which} recognises the tensors of {held.path.name}",
-                       hint="name the family with --family; arcompile list models")  # fmt: skip
+                       hint="name the family with --family; arcompile list models")
     return claims[0]
 
 
@@ -241,7 +241,7 @@ def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, 
         "info": dict(model.info), "defaults": dict(model.defaults), "tools": _tools(),
         **({"prompt": dict(model.prompt)} if model.prompt else {}),
         "files": {f.name: bundle.entry(f) for f in sorted(folder.iterdir())},
-    }  # fmt: skip
+    }
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
@@ -262,7 +262,7 @@ def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
     shell = "--label 0" if "classes" in model.info else asked
     shell += " -o picture.png" if draws else " --tokens tokens.npy"
     picture = "\n    engine.generate(" + given + ", seed=1).save('picture.png')" if draws else (
-        f"\n    engine.generate({given}, seed=1).tokens")  # fmt: skip
+        f"\n    engine.generate({given}, seed=1).tokens")
     passes = ", ".join(facts["passes"]) or "none"
     return f"""# An arcompile engine: {facts['family']}, {facts['target']}, {facts['dtype']}
 

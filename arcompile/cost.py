@@ -37,7 +37,7 @@ class Cost:
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.flops + other.flops, self.weights + other.weights,
-                    self.activations + other.activations, self.cache + other.cache)  # fmt: skip
+                    self.activations + other.activations, self.cache + other.cache)
 
     def __mul__(self, n: int) -> Cost:
         return Cost(self.flops * n, self.weights * n, self.activations * n, self.cache * n)
@@ -75,7 +75,7 @@ PER_ELEMENT = {
     **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",
                      "gather", "take_along", "put_along", "cache_append", "const", "arange", "full",
                      "cast", "upsample"), 0),
-}  # fmt: skip
+}
 PER_INPUT = ("sum", "mean", "max", "min", "argmax", "topk")  # one flop for each element read
 
 
@@ -113,7 +113,7 @@ def _decode_attention(at: _At) -> int:
 FLOPS: dict[str, Callable[[_At], int]] = {
     "matmul": _matmul, "conv2d": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention,
-}  # fmt: skip
+}
 
 
 def _flops(at: _At) -> int:
@@ -127,7 +127,7 @@ def _flops(at: _At) -> int:
 
 FREE = ("reshape", "const")
 ROWS = {"gather": (0,), "take_along": (0,), "rope": (1, 2), "tail": (0,), "slice": (0,),
-        "decode_attention": (6, 7)}  # operands of which only some rows are read  # fmt: skip
+        "decode_attention": (6, 7)}  # operands of which only some rows are read
 
 
 def _bytes(at: _At, constant: Mapping[Value, int]) -> tuple[int, int, int]:
@@ -182,7 +182,7 @@ CACHED: dict[str, Callable[[_At], int]] = {
 
 
 def node_cost(node: Node, sizes: Sizes, context: int | None = None,
-              constant: Mapping[Value, int] | None = None) -> Cost:  # fmt: skip
+              constant: Mapping[Value, int] | None = None) -> Cost:
     """What one run of `node` costs. constant: see `constants`; by default the weights it reads."""
     at = _At(node, sizes, context)
     if constant is None:
@@ -263,7 +263,7 @@ class _Walk:
         self.p, self.sizes, self.past = p, sizes, 0
         self.env: dict[str, Shape] = {}
         given = {**{k: Type.parse(v) for k, v in BUILTIN.items()}, **dict(p.inputs),
-                 **dict(p.state)}  # fmt: skip
+                 **dict(p.state)}
         for name, t in given.items():
             known = all(dims.symbols(d) <= set(sizes) for d in t.shape)
             self.env[name] = self._shape(t, sizes) if known else ()
@@ -291,7 +291,7 @@ class _Walk:
         return found
 
     def run(self, name: str, calls: Iterable[Call], query: int = 0, commit: int = 0,
-            append: int = 0) -> StepCost:  # fmt: skip
+            append: int = 0) -> StepCost:
         total, context = Cost(), self.past + append
         for c in calls:
             columns = self.p.tables[c.loop] if c.loop else {}
@@ -347,7 +347,7 @@ def _symbols(g: Graph) -> frozenset[str]:
 def _slots(g: Graph) -> frozenset[Dim]:
     """The sizes of the caches that `g` attends over."""
     return frozenset(a.type.shape[2] for n in g.nodes if n.op in CACHED for a in n.args
-                     if a.type.rank == 4)  # fmt: skip
+                     if a.type.rank == 4)
 
 
 def _shape_of(value: Any) -> Shape:

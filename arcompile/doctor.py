@@ -16,9 +16,9 @@ from typing import Any
 from arcompile.errors import ArcError
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "Pillow", "torch", "onnx", "safetensors",
-            "networkx", "matplotlib", "triton", "tensorrt")  # fmt: skip
+            "networkx", "matplotlib", "triton", "tensorrt")
 FLAGS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile",
-         "amx_int8", "amx_bf16", "asimd", "sve", "i8mm")  # fmt: skip
+         "amx_int8", "amx_bf16", "asimd", "sve", "i8mm")
 
 
 def examine() -> dict[str, Any]:
@@ -32,7 +32,7 @@ def examine() -> dict[str, Any]:
         "cpu": cpu(), "memory_bytes": memory(), "gpus": gpus(),
         "packages": found, "missing": _missing(found),
         "targets": targets(), "cache": cache_folder(),
-    }  # fmt: skip
+    }
 
 
 # --- hardware ------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def cpu() -> dict[str, Any]:
     flags = re.search(r"(?:flags|Features)\s*:\s*(.+)", text)
     have = set(flags[1].split()) if flags else set()
     return {"name": name[1] if name else platform.processor(), "cores": usable,
-            "flags": [f for f in FLAGS if f in have]}  # fmt: skip
+            "flags": [f for f in FLAGS if f in have]}
 
 
 def memory() -> dict[str, int]:
@@ -138,7 +138,7 @@ def cache_folder() -> dict[str, Any]:
     disk = _existing(folder)
     free = shutil.disk_usage(disk).free
     return {"folder": str(folder), "bytes": total, "engines": count, "disk_free_bytes": free,
-            "writable": os.access(disk, os.W_OK)}  # fmt: skip
+            "writable": os.access(disk, os.W_OK)}
 
 
 def _existing(path: Path) -> Path:
@@ -167,7 +167,7 @@ def report(told: dict[str, Any]) -> str:
         "packages": have, "absent": lack,
         "cache": f"{cache['folder']}: {cache['engines']} engines, {gb(cache['bytes'])}; "
                  f"{gb(cache['disk_free_bytes'])} free{'' if cache['writable'] else ', read-only'}",
-    }, 0), "", "targets"]  # fmt: skip
+    }, 0), "", "targets"]
     for name, t in told["targets"].items():
         lines.append(f"  {name:12} {'no: ' + t['reason'] if t['reason'] else 'yes'}")
         if t["install"]:

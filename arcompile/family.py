@@ -85,7 +85,7 @@ class Family:
         for key in options:
             if key not in self.options:
                 raise ArcError(f"family {self.name} has no option {key!r}",
-                               hint=did_you_mean(key, self.options))  # fmt: skip
+                               hint=did_you_mean(key, self.options))
 
 
 FAMILIES: Registry[Family] = Registry("family", "arcompile.models")

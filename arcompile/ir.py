@@ -215,7 +215,7 @@ class Builder:
         return Graph(
             self.name, tuple(self.params), tuple(self.nodes), tuple(results.items()),
             tuple(self.weights.values()),
-        )  # fmt: skip
+        )
 
     def take(self) -> list[Node]:
         taken, self.nodes = self.nodes, []
@@ -366,7 +366,7 @@ def merge(first: Graph, then: Graph, name: str = "") -> Graph:
         nodes.append(Node(n.op, args, outs, n.attrs, n.origin))
     results = {**made, **{k: swap[v] for k, v in then.results}}
     return Graph(b.name, tuple(params), tuple(nodes), tuple(results.items()),
-                 tuple(weights.values()))  # fmt: skip
+                 tuple(weights.values()))
 
 
 import arcompile.ops  # noqa: E402, F401  the table fills itself

@@ -13,7 +13,7 @@ from torch.library import custom_op
 
 @custom_op("arc::rope", mutates_args=())
 def rope(x: Tensor, cos: Tensor, sin: Tensor, at: Tensor, heads: int,
-         interleaved: bool) -> Tensor:  # fmt: skip
+         interleaved: bool) -> Tensor:
     """Rotate x [r,s,heads*e] by rows of cos, sin [P,e/2]; at: past i32[r] or rows i64[r,s]."""
     r, s, _ = x.shape
     rows = at if at.ndim == 2 else at[:, None].long() + torch.arange(s)
@@ -50,7 +50,7 @@ def _(cache: Tensor, new: Tensor, past: Tensor) -> Tensor:
 @custom_op("arc::attention", mutates_args=())
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float, mask: str,
               past: Tensor | None = None, keep: Tensor | None = None,
-              bias: Tensor | None = None) -> Tensor:  # fmt: skip
+              bias: Tensor | None = None) -> Tensor:
     """See arcompile.ops.attention.attention."""
     r, s, _ = q.shape
 
@@ -79,7 +79,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale:
 @attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale: float, mask: str,
       past: Tensor | None = None, keep: Tensor | None = None,
-      bias: Tensor | None = None) -> Tensor:  # fmt: skip
+      bias: Tensor | None = None) -> Tensor:
     ev = v.shape[3] if v.ndim == 4 else v.shape[2] // kv_heads
     return q.new_empty((q.shape[0], q.shape[1], heads * ev))
 

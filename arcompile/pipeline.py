@@ -67,7 +67,7 @@ def parse_pipeline(text: str) -> list[Pass]:
     for item in split(text):
         if not (m := _ITEM.fullmatch(item)):
             raise ArcError(f"not a pass list: {item[:60]!r}",
-                           hint="write name, name{option=value}")  # fmt: skip
+                           hint="write name, name{option=value}")
         found.append(_make(m[1], m[2] or ""))
     return found
 
@@ -94,7 +94,7 @@ def _literal(name: str, key: str, raw: str, default: Any) -> Any:
         value = float(value)
     if type(value) is not type(default):
         raise ArcError(f"option {key} of pass {name} takes {type(default).__name__}, got {raw!r}",
-                       hint=f"the default is {default!r}")  # fmt: skip
+                       hint=f"the default is {default!r}")
     return value
 
 
@@ -134,7 +134,7 @@ def _round_trip(p: Program) -> None:
 def _report(i: int, each: Pass, old: Program, new: Program, seconds: float) -> None:
     before, after = (sum(len(g.nodes) for g in p.graphs) for p in (old, new))
     debug.log(1, f"{i:02d} {each}  {seconds * 1e3:.1f} ms  {before} -> {after} nodes"
-                 f"{'' if new is not old else '  (unchanged)'}")  # fmt: skip
+                 f"{'' if new is not old else '  (unchanged)'}")
     if new is not old:
         if debug.level() >= 2:
             debug.log(2, str(new))

@@ -191,7 +191,7 @@ def _verify_cover(p: Program) -> None:
         if not missing:
             raise ArcError(f"steps commit positions outside the {p.positions} there are")
         raise ArcError(f"{len(missing)} of {p.positions} positions are never committed",
-                       hint=f"the first is {missing[0]}")  # fmt: skip
+                       hint=f"the first is {missing[0]}")
 
 
 def _verify_sizes(p: Program) -> None:
@@ -202,7 +202,7 @@ def _verify_sizes(p: Program) -> None:
     for who, d in needs:
         if lost := sorted(dims.symbols(d) - known.keys()):
             raise ArcError(f"{who} has the size {d}, but no input tells {lost[0]}",
-                           hint=did_you_mean(lost[0], known))  # fmt: skip
+                           hint=did_you_mean(lost[0], known))
 
 
 def _verify_feeds(p: Program) -> None:
@@ -221,7 +221,7 @@ def _verify_feeds(p: Program) -> None:
         seen.add(call)
         if call.loop and call.loop not in p.tables:
             raise ArcError(f"call {call} loops over {call.loop!r}, which is not a table",
-                           hint=did_you_mean(call.loop, p.tables))  # fmt: skip
+                           hint=did_you_mean(call.loop, p.tables))
         columns = p.tables[call.loop] if call.loop else {}
         g = p.graph(call.graph)
         for v in g.params:
@@ -229,10 +229,10 @@ def _verify_feeds(p: Program) -> None:
                 continue
             if v.name not in have:
                 raise ArcError(f"graph {g.name} reads {v.name}, which nothing provides",
-                               hint=did_you_mean(v.name, have))  # fmt: skip
+                               hint=did_you_mean(v.name, have))
             if have[v.name].dtype != v.type.dtype:
                 raise ArcError(f"graph {g.name} reads {v.name} as {v.type}, "
-                               f"but it is {have[v.name]}")  # fmt: skip
+                               f"but it is {have[v.name]}")
         have.update({name: v.type for name, v in g.results})
 
 

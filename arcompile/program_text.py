@@ -48,7 +48,7 @@ def _step_data(s: Step, at: int) -> dict[str, Any]:
     if isinstance(commit, list) and s.query == s.commit:
         query = commit
     return {"times": 1, "query": query, "commit": commit, "calls": [str(c) for c in s.calls],
-            "guide": list(s.guide), "append": s.append, "set": dict(s.set)}  # fmt: skip
+            "guide": list(s.guide), "append": s.append, "set": dict(s.set)}
 
 
 def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
@@ -65,7 +65,7 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
             at = max(commit, default=at - 1) + 1
             steps.append(Step(query, commit, tuple(map(Call.parse, r["calls"])),
                               (float(r["guide"][0]), float(r["guide"][1])), _size(r["append"]),
-                              tuple((k, _tuples(v)) for k, v in r["set"].items())))  # fmt: skip
+                              tuple((k, _tuples(v)) for k, v in r["set"].items())))
     return tuple(steps)
 
 
@@ -105,7 +105,7 @@ def to_data(p: Program) -> dict[str, Any]:
         "tables": {k: {c: list(v) for c, v in t.items()} for k, t in p.tables.items()},
         "prompt": [str(c) for c in p.prompt], "steps": list(_runs(p.steps)),
         "finish": [str(c) for c in p.finish],
-    }  # fmt: skip
+    }
 
 
 def from_data(data: Mapping[str, Any]) -> Program:
@@ -113,7 +113,7 @@ def from_data(data: Mapping[str, Any]) -> Program:
     try:
         if data["format"] > FORMAT:
             raise ArcError(f"program format {data['format']} is newer than {FORMAT}",
-                           hint="upgrade arcompile")  # fmt: skip
+                           hint="upgrade arcompile")
         if not 0 <= data["positions"] <= MAX_POSITIONS:
             raise ArcError(f"a program of {data['positions']} positions")
         return Program(
@@ -125,10 +125,10 @@ def from_data(data: Mapping[str, Any]) -> Program:
             draws=tuple(Draw(**d) for d in data["draws"]),
             tables={k: {c: tuple(v) for c, v in t.items()} for k, t in data["tables"].items()},
             mask=data["mask"], accept=data["accept"], cache=data["cache"],
-        )  # fmt: skip
+        )
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as e:
         raise ArcError(f"not a program: {type(e).__name__}: {e}",
-                       hint="rebuild the engine") from None  # fmt: skip
+                       hint="rebuild the engine") from None
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def _parse_run(text: str) -> dict[str, Any]:
     spans = [parse_attrs(f"x={s}")["x"] for s in (m[2], m[3] or m[2])]
     r: dict[str, Any] = {"times": int(m[1]), "query": spans[0], "commit": spans[1],
                          "calls": m[4].split(), "guide": [0.0, 1.0], "append": 0,
-                         "set": {}}  # fmt: skip
+                         "set": {}}
     for word in (m[5] or "").split():
         key, _, raw = word.partition("=")
         value = parse_attrs(f"x={raw}")["x"]
@@ -200,7 +200,7 @@ def parse_program(text: str) -> Program:
     data: dict[str, Any] = {"format": FORMAT, "name": m[1], "positions": int(m[2]), "mask": m[3],
                             "accept": m[4], "cache": "full", "inputs": {}, "state": {},
                             "draws": [], "tables": {}, "prompt": [], "steps": [],
-                            "finish": []}  # fmt: skip
+                            "finish": []}
     for i, line in lines[1:]:
         try:
             _read_line(line, data)

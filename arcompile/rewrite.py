@@ -20,7 +20,7 @@ class Hole:
     """A pattern variable (no op) or a pattern node; results of a multi-result node by index."""
 
     def __init__(self, name: str = "", op: str = "", args: tuple[Hole, ...] = (),
-                 attrs: Mapping[str, Any] | None = None, index: int = 0):  # fmt: skip
+                 attrs: Mapping[str, Any] | None = None, index: int = 0):
         self.name, self.op, self.args, self.attrs = name, op, args, attrs or {}
         self.index = index
 
@@ -149,7 +149,7 @@ def rewrite(g: Graph, rules: Sequence[Rule], by: str = "") -> Graph:
     while todo:
         if (fuel := fuel - 1) < 0:
             raise PassError("rules keep firing on their own output",
-                            hint="run with ARC_DEBUG=3 to see which")  # fmt: skip
+                            hint="run with ARC_DEBUG=3 to see which")
         n = walk.redirect(todo.pop())
         walk.made.update({v: n for v in n.outs})
         b.origin = n.origin + (f" > {by}" if by and not n.origin.endswith(by) else "")

@@ -18,7 +18,7 @@ from arcompile.errors import ArcError
 from arcompile.ir import Type
 
 NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "i64": "I64", "i32": "I32",
-         "i8": "I8", "u8": "U8", "bool": "BOOL"}  # fmt: skip
+         "i8": "I8", "u8": "U8", "bool": "BOOL"}
 DTYPES = {v: k for k, v in NAMES.items()}
 ALIGN = 4096  # the data starts at a page, so that a runtime can map it
 
@@ -30,7 +30,7 @@ def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]
         spans[name] = (at, t.nbytes())
         at += t.nbytes()
     header = {name: {"dtype": NAMES[types[name].dtype], "shape": list(types[name].shape),
-                     "data_offsets": [a, a + n]} for name, (a, n) in spans.items()}  # fmt: skip
+                     "data_offsets": [a, a + n]} for name, (a, n) in spans.items()}
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-(len(raw) + 8) % ALIGN)
     head = len(raw).to_bytes(8, "little") + raw
@@ -38,7 +38,7 @@ def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]
 
 
 def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
-          progress: Callable[[float], None] = lambda f: None) -> str:  # fmt: skip
+          progress: Callable[[float], None] = lambda f: None) -> str:
     """Write the tensors in order; returns the file's sha256."""
     head, spans = layout(types)
     total, seen = max(1, sum(n for _, n in spans.values())), 0

@@ -72,7 +72,7 @@ def _engine(folder: Path) -> Shown:
     if said is None:
         raise ArcError(f"{folder} holds no program text", hint="rebuild the engine")
     bundle.verify(folder, {"files": {"program.arc": said, "program.json": manifest["files"].get(
-        "program.json")}})  # fmt: skip
+        "program.json")}})
     return Shown("engine", _text(folder / "program.arc"), manifest["passes"])
 
 
@@ -152,12 +152,12 @@ def outline(p: Program) -> str:
     for name, t in p.state:
         states.setdefault(t, []).append(name)
     bare = Program(p.name, p.positions, p.steps, (), p.prompt, p.finish, p.inputs, (), p.draws,
-                   p.tables, None, p.mask, p.accept, p.cache)  # fmt: skip
+                   p.tables, None, p.mask, p.accept, p.cache)
     for line in show_program(bare).splitlines():
         lines.append(line if len(line) <= 100 else line[:97] + "...")
     at = 2 + len(p.inputs)
     lines[at:at] = [f"  state {_few(states[t])}: {f'{n} x ' if n > 1 else ''}{t}"
-                    for t, n in kinds.items()]  # fmt: skip
+                    for t, n in kinds.items()]
     return "\n".join(lines)
 
 
@@ -172,7 +172,7 @@ def graph_rows(p: Program) -> list[tuple[str, ...]]:
     for g in every(p):
         ops = Counter(n.op for n in g.nodes).most_common(5)
         rows.append((g.name, "build" if g is p.fold else str(runs[g.name]), str(len(g.nodes)),
-                     _bytes(g.weights), ", ".join(f"{n} {op}" for op, n in ops)))  # fmt: skip
+                     _bytes(g.weights), ", ".join(f"{n} {op}" for op, n in ops)))
     return rows
 
 

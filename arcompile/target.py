@@ -23,7 +23,7 @@ class Target:
     needs: ClassVar[tuple[str, ...]] = ()  # packages, for `doctor`
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:  # fmt: skip
+              progress: Callable[[str, float], None]) -> None:
         """Write the program's graphs and weights into `folder`. Raises ArcError."""
         raise NotImplementedError
 

@@ -87,7 +87,7 @@ class _Parser:
                     nodes.append(self._node(m))
                 elif line != "}":
                     raise IRError(f"not a node: {line[:80]!r}",
-                                  hint="write `%out = op(%a) {k=v} : type`")  # fmt: skip
+                                  hint="write `%out = op(%a) {k=v} : type`")
             except IRError as e:
                 raise IRError(f"line {i}: {e.what}", hint=e.hint) from None
         return Graph(head[1], tuple(params), tuple(nodes), results, tuple(weights))

@@ -25,7 +25,7 @@ TUPLE_LIMIT = 1 << 12  # items of a tuple and the tuples in it; torch's own have
 EXPAND_LIMIT = 1 << 28  # bytes a stride-0 tensor may take beyond the size of its file
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before 1.6 starts so
 STORAGE_BYTES = {"Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2,
-                 "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1, "ComplexFloat": 8}  # fmt: skip
+                 "Char": 1, "Byte": 1, "Bool": 1, "Untyped": 1, "ComplexFloat": 8}
 
 
 def read_torch(path: Path, *, is_zip: bool) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def reads(engine: Engine, batch: int, rows: int) -> Reads:
         held.update(every)
     sizes = {"b": batch, "r": rows, "N": p.positions}
     return Reads(total // len(p.steps), _bytes(held), _file(engine.folder),
-                 sum(t.nbytes(sizes) for _, t in p.state))  # fmt: skip
+                 sum(t.nbytes(sizes) for _, t in p.state))
 
 
 def _called(p: Program) -> set[str]:
@@ -127,5 +127,5 @@ def _weights(path: Path) -> tuple[dict[str, int], dict[str, int]]:
         if "length" in told:
             every[t.name] = int(told["length"])
     whole = {name for n in graph.node for i, name in enumerate(n.input)
-             if i not in ROWS.get(n.op_type, ())}  # fmt: skip
+             if i not in ROWS.get(n.op_type, ())}
     return {k: v for k, v in every.items() if k in whole}, every

@@ -51,7 +51,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, freqs: Tensor, at: Tensor, mask: Tensor) -> Tensor:
         b, s, _ = x.shape
         q, k, v = (t.view(b, s, self.heads, self.head)
-                   for t in self.wqkv(x).split([self.dim, self.dim, self.dim], dim=-1))  # fmt: skip
+                   for t in self.wqkv(x).split([self.dim, self.dim, self.dim], dim=-1))
         q, k = rotate(q, freqs), rotate(k, freqs)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         self.k_cache[:, :, at] = k
@@ -124,7 +124,7 @@ def rope_2d(grid: int, head: int, prompt: int, base: float = 10000.0) -> Tensor:
     freqs = 1.0 / (base ** (torch.arange(0, half, 2)[: half // 2].float() / half))
     turned = torch.outer(torch.arange(grid), freqs)
     both = torch.concat((turned[:, None].expand(-1, grid, -1), turned[None].expand(grid, -1, -1)),
-                        dim=-1).flatten(0, 1)  # fmt: skip
+                        dim=-1).flatten(0, 1)
     table = torch.stack((torch.cos(both), torch.sin(both)), dim=-1)
     return torch.cat((torch.zeros(prompt, half, 2), table))
 

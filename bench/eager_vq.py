@@ -90,9 +90,9 @@ class Decoder(nn.Module):
         levels = len({m[1] for k in t if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.", k))})
         self.conv_in = nn.Conv2d(z, wide, 3, padding=1)
         self.mid = nn.ModuleList([ResnetBlock(wide, wide), AttnBlock(wide),
-                                  ResnetBlock(wide, wide)])  # fmt: skip
+                                  ResnetBlock(wide, wide)])
         self.conv_blocks = nn.ModuleList(Level(t, f"decoder.conv_blocks.{i}")
-                                         for i in range(levels))  # fmt: skip
+                                         for i in range(levels))
         last, narrow = t["decoder.conv_out.weight"].shape[:2]
         self.norm_out, self.conv_out = normalize(narrow), nn.Conv2d(narrow, last, 3, padding=1)
 

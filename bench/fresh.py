@@ -30,7 +30,7 @@ print(json.dumps({"import_s": bare - start, "with_load_s": time.perf_counter() -
 def imports() -> dict[str, Any]:
     """Seconds to `import arcompile`, and until `arcompile.load` can be called."""
     made = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True,
-                          check=True)  # fmt: skip
+                          check=True)
     found: dict[str, Any] = json.loads(made.stdout)
     return found
 
@@ -40,7 +40,7 @@ def run(what: str, *args: str) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         made = subprocess.run([sys.executable, "-m", __name__, what, *args], capture_output=True,
-                              text=True, timeout=LONGEST)  # fmt: skip
+                              text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
         raise ArcError(f"the fresh process for {what!r} took over {LONGEST} s") from None
     wall = time.perf_counter() - start
@@ -64,7 +64,7 @@ def memory() -> dict[str, int]:
         unit = 1 if sys.platform == "darwin" else 1024
         return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     held = {k: int(v.split()[0]) << 10 for k, v in (x.split(":", 1) for x in lines)
-            if v.endswith("kB")}  # fmt: skip
+            if v.endswith("kB")}
     return {"peak": held["VmHWM"], "private": held["RssAnon"], "file": held["RssFile"]}
 
 
@@ -85,7 +85,7 @@ def load(folder: str) -> dict[str, Any]:
     _one_step(engine)
     first = time.perf_counter()
     return {"read_s": read, "import_s": imported - start, "load_s": loaded - imported,
-            "step_s": first - loaded, "first_step_s": first - imported}  # fmt: skip
+            "step_s": first - loaded, "first_step_s": first - imported}
 
 
 def _read(path: Path) -> None:
@@ -146,7 +146,7 @@ def build(name: str, folder: str) -> dict[str, Any]:
 
 ASKED: dict[str, Callable[..., dict[str, Any]]] = {
     "load": load, "generate": generate, "eager": eager, "build": build,
-}  # fmt: skip
+}
 
 if __name__ == "__main__":
     print(json.dumps(ASKED[sys.argv[1]](*sys.argv[2:])))

@@ -42,7 +42,7 @@ def facts() -> dict[str, Any]:
             continue
     system = f"{platform.system()} {platform.machine()}"
     return {"cpu": _cpu(), "cores": cores(), "threads": cores(), "memory_gb": _memory(),
-            "system": system, "load_before": load(), "versions": versions}  # fmt: skip
+            "system": system, "load_before": load(), "versions": versions}
 
 
 def load() -> float | None:
@@ -112,7 +112,7 @@ class Bandwidth:
         how = max(self.readings, key=lambda k: max(self.readings[k]))
         return {"best": figure(self.best), "median": figure(float(np.median(self.readings[how]))),
                 "how": how, "readings": sum(map(len, self.readings.values())),
-                "bytes": self.data.nbytes}  # fmt: skip
+                "bytes": self.data.nbytes}
 
     def narrow(self) -> None:
         """From now on only the two ways that were quickest."""
@@ -171,4 +171,4 @@ def _matmul(a: tuple[int, int], b: tuple[int, int], constant: bool = False) -> A
     options.intra_op_num_threads = cores()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options,
-                                        providers=["CPUExecutionProvider"])  # fmt: skip
+                                        providers=["CPUExecutionProvider"])

@@ -46,7 +46,7 @@ def _bars(ax: Any, row: Row) -> None:
         x = [j + (i - 0.5) * 0.36 for j, _ in shown]
         y = [s["median"] for _, s in shown]
         reach = [[s["median"] - s["p10"] for _, s in shown],
-                 [s["p90"] - s["median"] for _, s in shown]]  # fmt: skip
+                 [s["p90"] - s["median"] for _, s in shown]]
         bars = ax.bar(x, y, 0.34, yerr=reach, capsize=3, color=colour, label=side)
         ax.bar_label(bars, fmt="%.3g", padding=3)
     floor = row["greedy"]["floor"]["ms"]
@@ -58,4 +58,4 @@ def _bars(ax: Any, row: Row) -> None:
 
 def _title(row: Row) -> str:
     return (f"{row['suite']}, {row['dtype']}, batch {row['batch']} with guidance "
-            f"{row['guidance']:g}, {row['machine']['threads']} threads")  # fmt: skip
+            f"{row['guidance']:g}, {row['machine']['threads']} threads")

@@ -38,7 +38,7 @@ SETTINGS = {
     "run_memory": "a fresh process without torch, two pictures; weights: those of the graphs that "
                   "run, each once",
     "not_timed": "loading, except where named; encoders; writing files",
-}  # fmt: skip
+}
 
 
 def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def _needs() -> None:
         import torch
     except ImportError as e:
         raise ArcError(f"bench needs {e.name}, which is not installed", code=MACHINE,
-                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+                       hint="pip install 'arcompile[build]'") from None
     torch.set_num_threads(machine.cores())
 
 
@@ -119,7 +119,7 @@ class _Bench:
             else "random",
             "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),
             "block": s.block, "settings": SETTINGS,
-        }  # fmt: skip
+        }
 
     # --- speed ---
 
@@ -133,20 +133,20 @@ class _Bench:
         found: dict[str, Any] = {
             "greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
             "prompt_ms": figure(output.timings["prompt"] * 1e3),
-        }  # fmt: skip
+        }
         self.say("steps, sampled")
         sampled, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
-                                     self.suite.top_k)  # fmt: skip
+                                     self.suite.top_k)
         found["sampled"] = {"top_k": self.suite.top_k, **self._steps(sampled)}
         if not self.quick:
             found["image"] = self._image(greedy, output)
         self.bandwidth.measure(3)
         found["machine"] = {**self.machine, "read_gbps": self.bandwidth.row(),
-                            "gemm_gflops": machine.gemm()}  # fmt: skip
+                            "gemm_gflops": machine.gemm()}
         for name in ("greedy", "sampled"):  # only now is the best reading known
             found[name] |= self._floor(found[name]["engine"], found[name].pop("read_pairs"))
         found["series"] = {"step": greedy.at, "engine_ms": _ms(greedy.engine),
-                           "eager_ms": _ms(greedy.eager)}  # fmt: skip
+                           "eager_ms": _ms(greedy.eager)}
         return found
 
     def _short(self, steps: int, finish: bool = False) -> Engine:
@@ -156,7 +156,7 @@ class _Bench:
         return cut
 
     def interleave(self, engine: Engine, temperature: float, top_k: int,
-                   warm: bool = False) -> tuple[Turns, Any]:  # fmt: skip
+                   warm: bool = False) -> tuple[Turns, Any]:
         """One run of the engine that stops every `block` steps for the eager loop's turn."""
         turns, block, steps = Turns(), self.suite.block, len(engine.program.steps)
         if self.eager is not None:
@@ -173,7 +173,7 @@ class _Bench:
             time.sleep(PAUSE)
 
         output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,
-                                 top_k=top_k, on_step=on_step)  # fmt: skip
+                                 top_k=top_k, on_step=on_step)
         turns.engine = [output.timings["steps"][i] for i in turns.at]
         if warm and self.eager is not None and output.pixels is not None:
             self._decode(np.zeros_like(output.tokens))
@@ -212,7 +212,7 @@ class _Bench:
             "floor": {"ms": figure(floor), "median_vs_floor": figure(engine["median"] / floor),
                       "min_vs_floor": figure(engine["min"] / floor),
                       "pairs_vs_floor": summary(pairs, 1.0)},
-        }  # fmt: skip
+        }
 
     def _tokens(self, t: Turns, output: Any) -> dict[str, Any]:
         """Are the greedy tokens of both sides the same?"""
@@ -244,13 +244,13 @@ class _Bench:
             "s": summary(runs, 1.0), "images_per_s": figure(self.suite.batch / min(runs)),
             "steps_s": figure(parts[best][0]), "decoder_s": figure(parts[best][1]),
             "vs_parts": figure(runs[best] / sum(parts[best])),
-        }  # fmt: skip
+        }
         if self.eager is None:
             return found
         eager = float(np.median(t.eager)) * len(self.engine.program.steps)
         decoder = self._decode(output.tokens) if output.pixels is not None else 0.0
         return {**found, "eager_steps_s": figure(eager), "eager_decoder_s": figure(decoder),
-                "eager_vs_engine": figure((eager + decoder) / runs[best])}  # fmt: skip
+                "eager_vs_engine": figure((eager + decoder) / runs[best])}
 
     def _decode(self, tokens: Any) -> float:
         import torch
@@ -282,7 +282,7 @@ class _Bench:
             "run_memory": {**_sizes(used),
                            "first_vs_weights_kv": figure(used["first"] / (r.held + r.state)),
                            "vs_weights_kv": figure(used["peak"] / (r.held + r.state))},
-        }  # fmt: skip
+        }
         if self.eager is not None:
             self.say("memory of the eager loop")
             theirs = fresh.run("eager", s.name)
@@ -290,7 +290,7 @@ class _Bench:
         if build:
             found["build"] = {"s": figure(build["wall_s"]), "peak": build["peak"],
                               "now": build["now"], "vs_weights": figure(build["peak"] / r.file),
-                              "includes": "start of python, making the weights"}  # fmt: skip
+                              "includes": "start of python, making the weights"}
         return found
 
 
@@ -313,7 +313,7 @@ TARGETS: dict[str, tuple[str, bool]] = {
     "build_s": ("build.s", False), "build_rss_vs_weights": ("build.vs_weights", False),
     "first_step_beyond_read_s": ("load.first_step_beyond_read_s", False),
     "import_s": ("import.with_load_s", False),
-}  # fmt: skip
+}
 
 
 def limits(row: Mapping[str, Any], wanted: Mapping[str, float]) -> list[dict[str, Any]]:

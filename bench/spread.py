@@ -17,7 +17,7 @@ def summary(seconds: Sequence[float], unit: float = 1e3) -> dict[str, Any]:
         return {"n": 0, "median": None, "min": None, "p10": None, "p90": None}
     p10, median, p90 = np.percentile(x, (10, 50, 90))
     return {"n": len(x), "median": figure(median), "min": figure(x.min()), "p10": figure(p10),
-            "p90": figure(p90)}  # fmt: skip
+            "p90": figure(p90)}
 
 
 def compare(slower: Sequence[float], faster: Sequence[float]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Suite:
 
 VERTICAL = {"step_vs_floor": 1.10, "eager_vs_step": 1.8, "image_vs_parts": 1.05,
             "run_rss_vs_weights_kv": 1.3, "build_s": 60.0, "build_rss_vs_weights": 3.5,
-            "first_step_beyond_read_s": 1.0, "import_s": 0.3}  # fmt: skip
+            "first_step_beyond_read_s": 1.0, "import_s": 0.3}
 
 SUITES = {s.name: s for s in (
     Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
@@ -49,7 +49,7 @@ SUITES = {s.name: s for s in (
     Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16),
     Suite("llamagen-L", "llamagen", "L", block=16),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),
-)}  # fmt: skip
+)}
 
 
 def find(what: str) -> Suite:
@@ -81,7 +81,7 @@ def source(s: Suite) -> Source:
     held = open_checkpoint(first)
     decoder = open_checkpoint(second).weights(*family.decoder_containers)
     return Source(held.weights(*family.containers), decoder, (first.name, second.name),
-                  held.metadata)  # fmt: skip
+                  held.metadata)
 
 
 def condition(info: Mapping[str, Any], batch: int) -> Any:

@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, cache: Cache | None = None, past: Tensor | None = None,
-                rope: nn.Module | None = None) -> tuple[Tensor, Cache | None]:  # fmt: skip
+                rope: nn.Module | None = None) -> tuple[Tensor, Cache | None]:
         bias = torch.cat((self.q_bias, self.zero_k_bias, self.v_bias))
         q, k, v = nn.functional.linear(x, self.mat_qkv.weight, bias).split(self.dim, -1)
         if self.cosine:
@@ -93,7 +93,7 @@ class Block(nn.Module):
     sizes = 6
 
     def __init__(self, dim: int, heads: int, hidden: int, shared: bool = False,
-                 cosine: bool = True):  # fmt: skip
+                 cosine: bool = True):
         super().__init__()
         self.dim = dim
         self.attn = Attention(dim, heads, cosine)
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return _plus_one(self.ada_lin(cond).unflatten(-1, (6, self.dim)), 2, 2)
 
     def forward(self, x: Tensor, ada: tuple[Tensor, ...], cache: Cache | None = None,
-                past: Tensor | None = None) -> tuple[Tensor, Cache | None]:  # fmt: skip
+                past: Tensor | None = None) -> tuple[Tensor, Cache | None]:
         gain1, gain2, scale1, scale2, shift1, shift2 = ada
         out, cache = self.attn(modulate(x, scale1, shift1), cache, past)
         x = x + out * gain1

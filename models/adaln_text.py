@@ -34,7 +34,7 @@ class CrossAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         return self.proj(arc.attention(q, k, v, self.heads, self.heads, self.scale, "full",
-                                       bias=bias))  # fmt: skip
+                                       bias=bias))
 
     def pool(self, text: Tensor, bias: Tensor) -> Tensor:
         """One vector of a whole text, [r,dim]."""
@@ -57,7 +57,7 @@ class TextBlock(nn.Module):
 
     def forward(self, x: Tensor, ada: tuple[Tensor, ...], cache: Cache, past: Tensor,
                 rope: nn.Module, memory: tuple[Tensor, Tensor],
-                bias: Tensor) -> tuple[Tensor, Cache]:  # fmt: skip
+                bias: Tensor) -> tuple[Tensor, Cache]:
         gain1, gain2, scale1, scale2, shift1, shift2 = ada
         out, kept = self.sa(modulate(x, scale1, shift1), cache, past, rope)
         x = x + out * gain1

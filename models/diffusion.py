@@ -80,12 +80,12 @@ def ddpm(n: int) -> np.ndarray:
         np.sqrt(1 / whole), np.sqrt(1 / whole - 1), beta * np.sqrt(before) / (1 - whole),
         (1 - before) * np.sqrt(1 - beta) / (1 - whole), np.log(beta),
         np.log(np.append(variance[1], variance[1:])), np.arange(n) > 0,
-    )  # fmt: skip
+    )
     return np.stack(made, 1)[::-1].astype(np.float32)
 
 
 def denoise(row: Tensor, x: Tensor, eps: Tensor, share: Tensor, noise: Tensor,
-            temperature: Tensor) -> Tensor:  # fmt: skip
+            temperature: Tensor) -> Tensor:
     """One step of x [b,c,C] by a row [1,7] of `ddpm`; share in [-1,1] mixes the log variances."""
     a, b, c, d, most, least, noisy = row.split(1, 1)
     mean = c * (a * x - b * eps) + d * x

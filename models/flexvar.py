@@ -116,7 +116,7 @@ class FlexVar(Family):
         t = source.tensors
         if source.decoder is None:
             raise ArcError("FlexVAR makes each scale's input with its image tokenizer, and none "
-                           "is given", hint="give --decoder FlexVAE.pth")  # fmt: skip
+                           "is given", hint="give --decoder FlexVAE.pth")
         c = config(source, options)
         with torch.device("meta"):
             net = Net(c, tokenizer(source.decoder, c))
@@ -124,31 +124,31 @@ class FlexVar(Family):
         match(source.decoder, state(net.vq), ignore=vq.IGNORE, what="FlexVAR's tokenizer")
         bound = bind({"gpt.": t, "vq.": source.decoder}, state(net))
         return Model(net, entries(net, c), program(c, options), bound, info(c, net.vq),
-                     defaults={"guidance": 2.5, "top_k": 900, "top_p": 0.95})  # fmt: skip
+                     defaults={"guidance": 2.5, "top_k": 900, "top_p": 0.95})
 
 
 _TOP = {"pos_start", "pos_1LC", "attn_bias_for_masking", "class_emb", "word_embed", "blocks",
-        "shared_ada_lin", "head_nm", "head"}  # fmt: skip
+        "shared_ada_lin", "head_nm", "head"}
 
 
 def config(source: Source, options: Options) -> Config:
     """Every size from the tensors; the schedule from the options."""
     t = source.tensors
     var.expect(t, {"pos_1LC": 4, "pos_start": 3, "class_emb.weight": 2, "word_embed.weight": 2,
-                   "blocks.0.ffn.fc1.weight": 2, "head.weight": 2}, "FlexVAR")  # fmt: skip
+                   "blocks.0.ffn.fc1.weight": 2, "head.weight": 2}, "FlexVAR")
     given = options.get("patch_nums", source.metadata.get("patch_nums", PUBLISHED[0]))
     schedule = sides(options.get("infer_patch_nums", given))
     if schedule[0] ** 2 != t.shape("pos_start")[1]:
         raise ArcError(f"patch_nums starts with {schedule[0]}x{schedule[0]} cells, but the "
                        f"checkpoint with {t.shape('pos_start')[1]}",
-                       hint="published models start with 1")  # fmt: skip
+                       hint="published models start with 1")
     dim, width = t.shape("word_embed.weight")
     return Config(
         dim, var.depth(t, "blocks"), var.heads(t, "blocks.0.attn", dim, options),
         t.shape("blocks.0.ffn.fc1.weight")[0], t.shape("head.weight")[0], width,
         t.shape("class_emb.weight")[0] - 1, schedule, "blocks.0.ada_gss" in t,
         "blocks.0.attn.scale_mul_1H11" in t,
-    )  # fmt: skip
+    )
 
 
 def tokenizer(decoder: Tensors, c: Config) -> vq.VQ:
@@ -156,7 +156,7 @@ def tokenizer(decoder: Tensors, c: Config) -> vq.VQ:
     if (found.codes, found.width) != (c.vocabulary, c.width):
         raise ArcError(
             f"the decoder's codebook is {found.codes} codes of {found.width}, but the transformer "
-            f"draws from {c.vocabulary} of {c.width}", hint="give FlexVAE.pth")  # fmt: skip
+            f"draws from {c.vocabulary} of {c.width}", hint="give FlexVAE.pth")
     return found
 
 
@@ -169,7 +169,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         *(Entry(f"feed{s}", net.feed(s), {k: t.format(n * n) for k, t in rows.items()})
           for s, n in enumerate(c.patch_nums[:-1])),
         Entry("decode", view(net, "vq").decode, {"tokens": f"i64[b,{c.positions}]"}),
-    ]  # fmt: skip
+    ]
     if net.vq.has_encoder:
         px = c.patch_nums[-1] * net.vq.factor
         found.append(Entry("encode", view(net, "vq").encode, {"pixels": f"f32[b,3,{px},{px}]"}))
@@ -193,11 +193,11 @@ def program(c: Config, options: Options) -> Program:
         "flexvar", c.positions, tuple(steps), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),), inputs=(("cond", Type("i64", ("b",))),),
         state=tuple(var.caches(c).items()), draws=(Draw("noise", "uniform", 2),), mask="full",
-    )  # fmt: skip
+    )
 
 
 def info(c: Config, tokenizer: Any) -> dict[str, Any]:
     size = next((k for k, v in SIZES.items() if v == (c.dim, c.layers, c.heads)), "custom")
     return {"dim": c.dim, "layers": c.layers, "heads": c.heads, "vocabulary": c.vocabulary,
             "patch_nums": list(c.patch_nums), "size": size, "classes": c.classes,
-            "pixels": c.patch_nums[-1] * tokenizer.factor}  # fmt: skip
+            "pixels": c.patch_nums[-1] * tokenizer.factor}

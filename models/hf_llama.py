@@ -46,7 +46,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.heads * c.head, c.dim, bias=False)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor], past: Tensor, table: RopeTable,
-                keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         c = self.c
         q = arc.rope(self.q_proj(x), table.cos, table.sin, past, c.heads, False)
         k = arc.rope(self.k_proj(x), table.cos, table.sin, past, c.kv, False)
@@ -79,7 +79,7 @@ class Block(nn.Module):
         self.self_attn, self.mlp = Attention(c), MLP(c)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor], past: Tensor, table: RopeTable,
-                keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         out, kc, vc = self.self_attn(self.input_layernorm(x), cache, past, table, keep)
         x = x + out
         return x + self.mlp(self.post_attention_layernorm(x)), kc, vc
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         self.norm = arc.RMSNorm(c.dim, c.eps)
 
     def forward(self, x: Tensor, past: Tensor, table: RopeTable, cache: dict[str, Tensor],
-                keep: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+                keep: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
         """x [r,s,dim] -> what the last layer makes of it, before the norm, and the new caches."""
         out: dict[str, Tensor] = {}
         for i, block in enumerate(self.layers):

@@ -70,7 +70,7 @@ class Transformer(nn.Module):
         null = torch.full_like(image, self.c.classes)
         c = self.class_emb(torch.where(is_null, null, cond.index_select(0, image)))
         base, ns, mask = ([b.vectors(c, None) for b in blocks] for blocks in (
-            self.base_blocks, self.ns_blocks, self.mask_blocks))  # fmt: skip
+            self.base_blocks, self.ns_blocks, self.mask_blocks))
         return {
             "x": c[:, None] + self.pos_start + self.place(0),
             "ada": torch.cat((*base, *ns, self.ns_head_nm.vectors(c)), 1),
@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         }
 
     def _stack(self, x: Tensor, noise: Tensor, ada: Tensor, blocks: Sequence[nn.Module],
-               norm: nn.Module, head: nn.Module) -> dict[str, Tensor]:  # fmt: skip
+               norm: nn.Module, head: nn.Module) -> dict[str, Tensor]:
         rows = ada.split(1, 1)
         for i, block in enumerate((*self.base_blocks, *blocks)):
             x, _ = block(x, rows[6 * i : 6 * i + 6])
@@ -89,7 +89,7 @@ class Transformer(nn.Module):
 
     def refine(self, x: Tensor, ada_mask: Tensor, noise: Tensor) -> dict[str, Tensor]:
         return self._stack(x, noise, ada_mask, self.mask_blocks, self.mask_head_nm,
-                           self.mask_head)  # fmt: skip
+                           self.mask_head)
 
 
 _FEED = ("gpt.word_embed", "gpt.word_embed_bias", "gpt.pos_1LC", "gpt.lvl_embed", "vae.quantize")
@@ -130,7 +130,7 @@ class Net(nn.Module):
         return MethodType(feed, view(self, *_FEED))
 
     def masked(self, draft: Tensor, mask: Tensor, f_hat: Tensor, image: Tensor,
-               scale: int) -> Tensor:  # fmt: skip
+               scale: int) -> Tensor:
         """The refinement's input: the latent, and the draft where it is not masked."""
         drawn = self.area(self.vae.map(draft, scale), scale)
         drawn = torch.where(mask[:, :, None], self.gpt.mask_embed.weight[None], drawn)
@@ -143,13 +143,13 @@ class Net(nn.Module):
         was, now = f"_{scale}_{turn - 1}", f"_{scale}_{turn}"
 
         def first(net: Net, token: Tensor, confidence: Tensor, f_hat: Tensor,
-                  image: Tensor) -> dict[str, Tensor]:  # fmt: skip
+                  image: Tensor) -> dict[str, Tensor]:
             mask = lowest(confidence, left)
             x = net.masked(token, mask, f_hat, image, scale)
             return {f"draft{now}": token.clone(), f"mask{now}": mask, "x": x}
 
         def again(net: Net, token: Tensor, confidence: Tensor, f_hat: Tensor, image: Tensor,
-                  **old: Tensor) -> dict[str, Tensor]:  # fmt: skip
+                  **old: Tensor) -> dict[str, Tensor]:
             mask = old[f"mask{was}"]
             draft = torch.where(mask, token, old[f"draft{was}"])
             mask = lowest(torch.where(mask, confidence, torch.full_like(confidence, 2.0)), left)
@@ -178,7 +178,7 @@ class Hmar(Family):
 
     def claims(self, t: Tensors) -> bool:
         own = {"base_blocks.0.attn.mat_qkv.weight", "ns_blocks.0.attn.mat_qkv.weight",
-               "mask_blocks.0.attn.mat_qkv.weight", "mask_embed.weight"}  # fmt: skip
+               "mask_blocks.0.attn.mat_qkv.weight", "mask_embed.weight"}
         return own <= t.keys() and {k.split(".")[0] for k in t} <= _TOP
 
     def random(self, size: str, seed: int = 0) -> Source:
@@ -189,19 +189,19 @@ class Hmar(Family):
         else:
             dim, layers, heads = SIZES[size]
             c = Config(dim, layers, heads, 4 * dim, 4096, 32, 1000, PUBLISHED[0],
-                       base=layers - LAST, refine=LAST)  # fmt: skip
+                       base=layers - LAST, refine=LAST)
             make = {}
         with torch.device("meta"):
             net = Net(c, multiscale_vq.published(c.patch_nums, **make))
         facts = {"patch_nums": ",".join(map(str, c.patch_nums))}
         return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed),
-                      metadata=facts)  # fmt: skip
+                      metadata=facts)
 
     def model(self, source: Source, options: Options) -> Model:
         t = source.tensors
         if source.decoder is None:
             raise ArcError("HMAR makes each scale's input with VAR's image tokenizer, and none is "
-                           "given", hint="give --decoder vae_ch160v4096z32.pth")  # fmt: skip
+                           "given", hint="give --decoder vae_ch160v4096z32.pth")
         c = config(source, options)
         with torch.device("meta"):
             net = Net(c, var.tokenizer(source.decoder, c))
@@ -211,12 +211,12 @@ class Hmar(Family):
         told = var.info(c, net.vae)
         guidance, top_k = DEFAULTS.get(told["size"], (1.7, 1000))
         return Model(net, entries(net, c), program(c), bound, told,
-                     defaults={"guidance": guidance, "top_k": top_k, "top_p": 0.99})  # fmt: skip
+                     defaults={"guidance": guidance, "top_k": top_k, "top_p": 0.99})
 
 
 _TOP = {"pos_start", "pos_1LC", "lvl_embed", "lvl_1L", "attn_bias_for_masking", "class_emb",
         "word_embed", "word_embed_bias", "mask_embed", "base_blocks", "ns_blocks", "mask_blocks",
-        "ns_head_nm", "ns_head", "mask_head_nm", "mask_head"}  # fmt: skip
+        "ns_head_nm", "ns_head", "mask_head_nm", "mask_head"}
 
 
 def config(source: Source, options: Options) -> Config:
@@ -224,7 +224,7 @@ def config(source: Source, options: Options) -> Config:
     t, told = source.tensors, source.metadata.get("patch_nums")
     var.expect(t, {"pos_1LC": 3, "lvl_embed.weight": 2, "class_emb.weight": 2,
                    "word_embed.weight": 2, "base_blocks.0.ffn.fc1.weight": 2,
-                   "ns_head.weight": 2}, "HMAR")  # fmt: skip
+                   "ns_head.weight": 2}, "HMAR")
     dim, width = t.shape("word_embed.weight")
     base, refine = var.depth(t, "base_blocks"), var.depth(t, "mask_blocks")
     patch_nums = from_tables(t, options.get("patch_nums", told))
@@ -235,7 +235,7 @@ def config(source: Source, options: Options) -> Config:
         t.shape("class_emb.weight")[0] - 1, patch_nums, False,
         "base_blocks.0.attn.scale_mul_1H11" in t, base, refine,
         rows(options.get("mask_schedule"), patch_nums),
-    )  # fmt: skip
+    )
 
 
 def rows(given: Any, patch_nums: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -250,7 +250,7 @@ def rows(given: Any, patch_nums: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     if [sum(r) for r in found] != wanted or any(k < 1 for r in found for k in r):
         raise ArcError(f"option mask_schedule must list counts that add up to "
                        f"{', '.join(map(str, wanted))} cells, got {given!r}",
-                       hint="for example [[1],[1,3],[1,1,2,5],[16],...]")  # fmt: skip
+                       hint="for example [[1],[1,3],[1,1,2,5],[16],...]")
     return found
 
 
@@ -262,11 +262,11 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("step", net.gpt.step, {**x, "ada": f"f32[r,{6 * c.layers + 2},{c.dim}]"}),
         *var.feeds(net, c.patch_nums, f_hat),
         Entry("decode", net.vae.decode, {"f_hat": f_hat}),
-    ]  # fmt: skip
+    ]
     if any(len(r) > 1 for r in c.rows):
         count = 6 * (c.base + c.refine) + 2
         found.append(Entry("refine", net.gpt.refine,
-                           {**x, "ada_mask": f"f32[r,{count},{c.dim}]"}))  # fmt: skip
+                           {**x, "ada_mask": f"f32[r,{count},{c.dim}]"}))
     for s, r in enumerate(c.rows):
         found += [_doubt(net, s, turn, f_hat) for turn in range(len(r) if len(r) > 1 else 0)]
     if net.vae.has_encoder:
@@ -282,7 +282,7 @@ def _doubt(net: Net, scale: int, turn: int, f_hat: str) -> Entry:
     more = {"confidence": f"f32[b,{cells_}]", "f_hat": f_hat, "image": "i64[r]"}
     last = turn + 1 == len(net.gpt.c.rows[scale])
     return Entry(f"doubt{scale}_{turn}", net.doubt(scale, turn),
-                 {"token": token, **({} if last else more), **old})  # fmt: skip
+                 {"token": token, **({} if last else more), **old})
 
 
 def program(c: Config) -> Program:
@@ -303,4 +303,4 @@ def program(c: Config) -> Program:
         finish=(Call("decode", each=True),), inputs=(("cond", Type("i64", ("b",))),),
         state=(("f_hat", Type("f32", ("b", c.width, side, side))),),
         draws=(Draw("noise", "uniform", 2),), mask="full", accept="confident",
-    )  # fmt: skip
+    )

@@ -39,7 +39,7 @@ SIZES = {
     "layer16": (1152, 16, 12, 4, 32), "layer24": (1536, 24, 16, 4, 32),
     "layer32": (2080, 32, 20, 4, 32), "layer40": (2688, 40, 24, 4, 32),
     "layer48": (3360, 48, 28, 4, 32),
-}  # fmt: skip
+}
 IGNORE = ("lvl_1L", "attn_bias_for_masking", "*isible_kvlen", "*isible_qlen")  # of training
 VAE_IGNORE = ("quantizer.lfq.mask", "quantize.lfq.mask", "encoder.*")
 _INNER = re.compile(r"((?:conv|norm)\w+|nin_shortcut|sample\.conv)\.(?:conv|norm)\.(weight|bias)$")
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
         return list(self.blocks)
 
     def prompt(self, features: Tensor, mask: Tensor, image: Tensor,
-               is_null: Tensor) -> dict[str, Tensor]:  # fmt: skip
+               is_null: Tensor) -> dict[str, Tensor]:
         """Texts [b,t,C] -> the first input, and what all steps read of them.
 
         The unconditional text is the learned one, as long as the image's own.
@@ -116,13 +116,13 @@ class Transformer(nn.Module):
         ada = [b.vectors(pooled, shared) for b in self.layers()]
         seen = self.text_proj_for_ca(text)
         out = {"x": pooled[:, None] + self.pos_start + self.lvl_embed.weight[0],
-               "ada": torch.cat((*ada, self.head_nm.vectors(pooled)), 1), "bias": bias}  # fmt: skip
+               "ada": torch.cat((*ada, self.head_nm.vectors(pooled)), 1), "bias": bias}
         for i, b in enumerate(self.layers()):
             out[f"ck{i}"], out[f"cv{i}"] = b.ca.memory(seen)
         return out
 
     def _texts(self, features: Tensor, mask: Tensor, image: Tensor,
-               is_null: Tensor) -> tuple[Tensor, Tensor]:  # fmt: skip
+               is_null: Tensor) -> tuple[Tensor, Tensor]:
         at = torch.arange(features.shape[1])
         null = self.cfg_uncond.index_select(0, at)
         seen = mask.index_select(0, image)
@@ -133,13 +133,13 @@ class Transformer(nn.Module):
         return self.text_norm(text), bias
 
     def step(self, x: Tensor, ada: Tensor, past: Tensor, noise: Tensor, bias: Tensor,
-             **kept: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             **kept: Tensor) -> dict[str, Tensor]:
         """x [r,s,dim] -> logits of every bit of the s cells, [r,s*bits,2]."""
         out, rows = {}, ada.split(1, 1)
         for i, block in enumerate(self.layers()):
             x, (out[f"k{i}"], out[f"v{i}"]) = block(
                 x, rows[6 * i : 6 * i + 6], (kept[f"k{i}"], kept[f"v{i}"]), past, self.rope,
-                (kept[f"ck{i}"], kept[f"cv{i}"]), bias)  # fmt: skip
+                (kept[f"ck{i}"], kept[f"cv{i}"]), bias)
         y = self.head(self.head_nm(x, rows[-2:]))
         return {"logits": arc.tail(y.unflatten(-1, (self.c.bits, 2)).flatten(1, 2), noise), **out}
 
@@ -242,7 +242,7 @@ class Infinity(Family):
     def model(self, source: Source, options: Options) -> Model:
         t, decoder = source.tensors, _plain(source.decoder)
         plan = None if decoder is None else ldm.read_plan(
-            {k: decoder.shape(k) for k in decoder}, "decoder")  # fmt: skip
+            {k: decoder.shape(k) for k in decoder}, "decoder")
         c = config(t, options, plan)
         with torch.device("meta"):
             net = Net(c, None if plan is None else Decoder(plan))
@@ -251,16 +251,16 @@ class Infinity(Family):
             match(decoder, state(net.vae), ignore=VAE_IGNORE, what="Infinity's tokenizer")
         bound = bind({"gpt.": t, "vae.": decoder or {}}, state(net, skip=("gpt.rope.",)))
         tables = {f"@gpt.rope.{k}": (lambda a=v: a)
-                  for k, v in rope(c.scales, c.dim // c.heads).items()}  # fmt: skip
+                  for k, v in rope(c.scales, c.dim // c.heads).items()}
         made = Model(net, entries(net, c), program(c, plan is not None), bound.plus(tables),
                      info(c, plan), defaults={"guidance": 3.0, "temperature": 1.0 if c.patchify
-                                              else 0.5, "top_p": 0.97})  # fmt: skip
+                                              else 0.5, "top_p": 0.97})
         return t5.with_text(made, options, width=c.text, tokens=c.null, pad="right", clean=False)
 
 
 _TOP = {"cfg_uncond", "text_norm", "text_proj_for_sos", "text_proj_for_ca", "pos_start",
         "lvl_embed", "lvl_1L", "attn_bias_for_masking", "word_embed", "shared_ada_lin",
-        "block_chunks", "blocks", "head_nm", "head"}  # fmt: skip
+        "block_chunks", "blocks", "head_nm", "head"}
 
 
 def _plain(t: Tensors | None) -> Tensors | None:
@@ -271,7 +271,7 @@ def _plain(t: Tensors | None) -> Tensors | None:
 def config(t: Tensors, options: Options, plan: ldm.Plan | None) -> Config:
     """Every size from the tensors; the schedule from the options."""
     expect(t, {"cfg_uncond": 2, "word_embed.weight": 2, "text_proj_for_sos.ca.mat_q": 3,
-               "lvl_embed.weight": 2}, "Infinity")  # fmt: skip
+               "lvl_embed.weight": 2}, "Infinity")
     dim, bits = t.shape("word_embed.weight")
     chunks = depth(t, "block_chunks")
     first = "block_chunks.0.module" if chunks else "blocks"
@@ -280,16 +280,16 @@ def config(t: Tensors, options: Options, plan: ldm.Plan | None) -> Config:
     found = schedule(options)
     if len(found) > t.shape("lvl_embed.weight")[0]:
         raise ArcError(f"{len(found)} scales, but the checkpoint has embeddings for "
-                       f"{t.shape('lvl_embed.weight')[0]}", hint="list fewer scales")  # fmt: skip
+                       f"{t.shape('lvl_embed.weight')[0]}", hint="list fewer scales")
     n = heads(t, f"{first}.0.sa", dim, options)
     if dim // n % 4:
         raise ArcError(f"{n} heads of {dim // n} are not a multiple of 4 wide",
-                       hint="2-D rotary embedding needs head sizes divisible by 4")  # fmt: skip
+                       hint="2-D rotary embedding needs head sizes divisible by 4")
     return Config(
         dim, layers, n, t.shape(f"{first}.0.ffn.fc1.weight")[0], chunks, bits,
         t.shape("cfg_uncond")[1], t.shape("cfg_uncond")[0],
         t.shape("text_proj_for_sos.ca.mat_q")[1], found, patchify(bits, plan, options),
-    )  # fmt: skip
+    )
 
 
 def patchify(bits: int, plan: ldm.Plan | None, options: Options) -> bool:
@@ -301,7 +301,7 @@ def patchify(bits: int, plan: ldm.Plan | None, options: Options) -> bool:
     if plan is not None and plan.ends[0] * (4 if found else 1) != bits:
         raise ArcError(f"the decoder takes {plan.ends[0]} channels, but the transformer draws "
                        f"{bits} bits a cell" + (" of 2x2" if found else ""),
-                       hint="give the VAE this checkpoint was trained with")  # fmt: skip
+                       hint="give the VAE this checkpoint was trained with")
     if found and bits % 4:
         raise ArcError(f"{bits} bits are not 2x2 cells", hint="leave patchify out")
     return found
@@ -322,7 +322,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         *(Entry(f"feed{s}", net.feed(s), {
             "token": f"i64[b,{n * c.bits}]", "f_hat": f_hat, **(row if s < last else {})})
           for s, n in enumerate(c.cells)),
-    ]  # fmt: skip
+    ]
     if hasattr(net, "vae"):
         found.append(Entry("decode", net.vae.decode, {"f_hat": f_hat}))
     return found
@@ -351,14 +351,14 @@ def program(c: Config, decodes: bool) -> Program:
         inputs=tuple((k, Type.parse(v)) for k, v in inputs(c).items()),
         state=(*caches(c).items(), ("f_hat", latent)), draws=(Draw("noise", "uniform", 2),),
         mask="full",
-    )  # fmt: skip
+    )
 
 
 def info(c: Config, plan: ldm.Plan | None) -> dict[str, Any]:
     size = next((k for k, v in SIZES.items() if v[:3] == (c.dim, c.layers, c.heads)), "custom")
     found = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "vocabulary": 2, "bits": c.bits,
              "scales": [list(s) for s in c.scales], "size": size,
-             "caption": [c.null, c.text]}  # fmt: skip
+             "caption": [c.null, c.text]}
     if plan is not None:
         h, w = (n * plan.factor for n in c.grid(len(c.scales) - 1))
         found["pixels"] = h if h == w else [h, w]

@@ -34,7 +34,7 @@ _TALL: Mapping[float, Scales] = {
           (50, 20), (65, 26), (80, 32), (100, 40)),
     3.0: ((1, 1), (2, 2), (6, 2), (9, 3), (15, 5), (21, 7), (27, 9), (36, 12), (45, 15),
           (54, 18), (72, 24), (90, 30), (111, 37)),
-}  # fmt: skip
+}
 PUBLISHED: Mapping[float, Scales] = {
     **_TALL,
     **{int(1000 / r) / 1000: tuple((w, h) for h, w in s) for r, s in _TALL.items() if r != 1.0},
@@ -48,10 +48,10 @@ def schedule(options: Mapping[str, Any]) -> Scales:
     ratio, pn = options.get("h_div_w", 1.0), str(options.get("pn", "1M"))
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 < ratio < 100:
         raise ArcError(f"option h_div_w must be a height by width, got {ratio!r}",
-                       hint="for example 1.0, 1.333 or 0.75")  # fmt: skip
+                       hint="for example 1.0, 1.333 or 0.75")
     if pn not in COUNT:
         raise ArcError(f"option pn must be one of {', '.join(COUNT)}, got {pn!r}",
-                       hint=did_you_mean(pn, COUNT))  # fmt: skip
+                       hint=did_you_mean(pn, COUNT))
     return PUBLISHED[nearest(ratio)][: COUNT[pn]]
 
 
@@ -68,7 +68,7 @@ def _given(value: Any) -> Scales:
     fine = all(len(r) in (2, 3) and (len(r) == 2 or r[0] == 1) for r in rows)
     if not rows or not fine or not all(0 < n <= MOST for r in rows for n in r):
         raise ArcError(f"option scales must list [height, width] of each scale, got {value!r}",
-                       hint="for example [[1,1],[2,2],[4,4]]")  # fmt: skip
+                       hint="for example [[1,1],[2,2],[4,4]]")
     return tuple((r[-2], r[-1]) for r in rows)
 
 
@@ -87,7 +87,7 @@ def rope(scales: Scales, head: int, base: float = 10000.0) -> dict[str, np.ndarr
     angles = []
     for h, w in scales:
         row, col = (np.round(np.arange(n, dtype=np.float32) * np.float32(m / n))
-                    for n, m in zip((h, w), full, strict=True))  # fmt: skip
+                    for n, m in zip((h, w), full, strict=True))
         parts = ((row[:, None] * freq).repeat(w, 0), np.tile(col[:, None] * freq, (h, 1)))
         angles.append(np.concatenate(parts, -1))
     angle = np.concatenate(angles).astype(np.float32)

@@ -44,11 +44,11 @@ _OURS = (
     ("gen_head.output_mlp_projector.", "generation_head.proj_out."),
     ("gen_head.vision_head.", "generation_head.vision_head."),
     ("gen_vision_model.", "vq."),
-)  # fmt: skip
+)
 # of its VQ tokenizer in transformers -> LlamaGen's
 _VQ = ((r"\b(?:down|up)\.(\d+)\.", r"conv_blocks.\1."), (r"\.block\.(\d+)\.", r".res.\1."),
        (r"\bmid\.block_1\.", "mid.0."), (r"\bmid\.attn_1\.", "mid.1."),
-       (r"\bmid\.block_2\.", "mid.2."))  # fmt: skip
+       (r"\bmid\.block_2\.", "mid.2."))
 _UNUSED = ("vision_model.", "aligner.", "lm_head.", "language_model.lm_head.")
 
 
@@ -105,7 +105,7 @@ class Transformer(nn.Module):
         self.rope = RopeTable(c.most + c.positions, c.text.head)
 
     def prompt(self, input_ids: Tensor, mask: Tensor, image: Tensor,
-               is_null: Tensor) -> dict[str, Tensor]:  # fmt: skip
+               is_null: Tensor) -> dict[str, Tensor]:
         """All but the first and the last id of an unconditional row are pads, which it sees."""
         ids, seen = input_ids.index_select(0, image), mask.index_select(0, image)
         count = seen.long().cumsum(1)
@@ -149,7 +149,7 @@ class Janus(Family):
     def claims(self, t: Tensors) -> bool:
         own = ours(t)
         needed = {"generation_embeddings.weight", "generation_head.vision_head.weight",
-                  "language_model.embed_tokens.weight"}  # fmt: skip
+                  "language_model.embed_tokens.weight"}
         return needed <= own.keys() and {k.split(".")[0] for k in own} <= _TOP
 
     def random(self, size: str, seed: int = 0) -> Source:
@@ -170,27 +170,27 @@ class Janus(Family):
     def model(self, source: Source, options: Options) -> Model:
         if source.decoder is not None:
             raise ArcError("a Janus checkpoint holds its own image decoder",
-                           hint="leave --decoder out")  # fmt: skip
+                           hint="leave --decoder out")
         t = ours(source.tensors)
         gpt, vq = (Tensors(t.source, {k.removeprefix("vq."): e for k, e in t.items()
                                       if k.startswith("vq.") is is_vq})
-                   for is_vq in (False, True))  # fmt: skip
+                   for is_vq in (False, True))
         facts = Facts(source)
         c = config(gpt, facts, options)
         with torch.device("meta"):
             net = Net(Transformer(c), VQ({k: vq.shape(k) for k in vq}, c.grid))
         if net.vq.codes != c.codes:
             raise ArcError(f"the decoder's codebook has {net.vq.codes} codes but the transformer "
-                           f"draws from {c.codes}", hint="is the folder of one model?")  # fmt: skip
+                           f"draws from {c.codes}", hint="is the folder of one model?")
         match(gpt, state(net.gpt, skip=("rope.",)), ignore=("*.rotary_emb.inv_freq",),
-              what="Janus")  # fmt: skip
+              what="Janus")
         match(vq, state(net.vq), ignore=IGNORE, what="Janus' VQ tokenizer")
         bound = bind({"gpt.": gpt, "vq.": vq}, state(net, skip=("gpt.rope.",)))
         table = rope(c.most + c.positions, c.text.head, c.text.theta)
         bound = bound.plus({f"@gpt.rope.{k}": (lambda a=v: a) for k, v in table.items()})
         return Model(net, entries(net, c), program(c), bound, info(net, c),
                      defaults={"guidance": facts.guidance}, prompt=facts.prompt(c, options),
-                     files=facts.files)  # fmt: skip
+                     files=facts.files)
 
 
 _TOP = {"language_model", "generation_embeddings", "generation_aligner", "generation_head", "vq"}
@@ -199,7 +199,7 @@ _TOP = {"language_model", "generation_embeddings", "generation_aligner", "genera
 def ours(t: Tensors) -> Tensors:
     """The tensors that generation needs, by the names of our modules; VQ's begin with `vq.`."""
     return Tensors(t.source, {_our(k): e for k, e in t.items()
-                              if not k.removeprefix("model.").startswith(_UNUSED)})  # fmt: skip
+                              if not k.removeprefix("model.").startswith(_UNUSED)})
 
 
 def _our(name: str) -> str:
@@ -225,7 +225,7 @@ def written(c: Config) -> str:
     """The config.json of a made-up model."""
     return json.dumps({"pad_token_id": c.pad, "vq_config": {"num_patches": c.grid}, "text_config": {
         "num_attention_heads": c.text.heads, "head_dim": c.text.head,
-        "max_position_embeddings": c.most + c.positions}})  # fmt: skip
+        "max_position_embeddings": c.most + c.positions}})
 
 
 class Facts:
@@ -241,7 +241,7 @@ class Facts:
         self.text = self.config.get("text_config") or self.config.get("language_config") or {}
         if not isinstance(self.text, dict) or not self.text:
             raise ArcError("Janus needs the config.json of its folder: it has no text_config",
-                           hint="give the folder, with its json files")  # fmt: skip
+                           hint="give the folder, with its json files")
 
     @property
     def guidance(self) -> float:
@@ -261,7 +261,7 @@ class Facts:
             raise ArcError(f"option template has no {{prompt}} in it: {template!r}")
         return {"max": c.most, "vocabulary": c.words, "pad": c.pad, "template": template,
                 "bos": self.token("bos_token_id", "<｜begin▁of▁sentence｜>"),
-                "boi": self.token("boi_token_id", "<begin_of_image>")}  # fmt: skip
+                "boi": self.token("boi_token_id", "<begin_of_image>")}
 
 
 def config(t: Tensors, facts: Facts, options: Options) -> Config:
@@ -270,7 +270,7 @@ def config(t: Tensors, facts: Facts, options: Options) -> Config:
     layers = count(t, r"language_model\.layers\.(\d+)\.")
     at = "language_model.layers.0."
     text = shape(facts.text, dim, layers, [matrix(t, at + k)[0] for k in (
-        "self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.gate_proj.weight")])  # fmt: skip
+        "self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.gate_proj.weight")])
     codes, width = matrix(t, "generation_embeddings.weight")
     vq = facts.config.get("vq_config") or {}
     grid = positive(options, "grid", vq.get("num_patches") or 24, "the number of tokens per side")
@@ -279,7 +279,7 @@ def config(t: Tensors, facts: Facts, options: Options) -> Config:
     most = positive(options, "max_prompt", min(MOST_IDS, room), "the longest prompt")
     if most > room:
         raise ArcError(f"a prompt of {most} ids and {grid * grid} tokens exceed the model's "
-                       f"{slots} positions", hint=f"max_prompt may be {room}")  # fmt: skip
+                       f"{slots} positions", hint=f"max_prompt may be {room}")
     aligner = 1 + count(t, r"generation_aligner\.hidden_layers\.(\d+)\.")
     head = matrix(t, "generation_head.proj_out.weight")[0]
     pad = options.get("pad_id", facts.token("pad_token_id", "<｜▁pad▁｜>"))
@@ -296,7 +296,7 @@ def count(t: Tensors, pattern: str) -> int:
 def matrix(t: Tensors, name: str) -> tuple[int, int]:
     if name not in t or len(t.shape(name)) != 2:
         raise ArcError(f"not a Janus model: {name} is missing or not a matrix",
-                       hint="name the family with --family")  # fmt: skip
+                       hint="name the family with --family")
     rows, columns = t.shape(name)
     return rows, columns
 
@@ -309,14 +309,14 @@ def shape(text: Mapping[str, Any], dim: int, layers: int, rows: list[int]) -> Sh
     head = text.get("head_dim") or dim // heads
     if q != heads * head or k % head or heads % (k // head) or head % 2:
         raise ArcError(f"{heads} heads of {head} do not fit projections of {q} and {k} rows",
-                       hint="config.json must be of these weights")  # fmt: skip
+                       hint="config.json must be of these weights")
     turn = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = turn.get("rope_type", turn.get("type", "default"))
     if kind != "default":
         raise ArcError(f"rotary embedding of type {kind!r} is not supported")
     theta = float(turn.get("rope_theta") or text.get("rope_theta") or 10000.0)
     return Shape(dim, layers, heads, k // head, head, hidden,
-                 float(text.get("rms_norm_eps") or 1e-6), theta)  # fmt: skip
+                 float(text.get("rms_norm_eps") or 1e-6), theta)
 
 
 def entries(net: Net, c: Config) -> list[Entry]:
@@ -328,7 +328,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
                                      "keep": "bool[r,t]", **dict.fromkeys(names(c), cache)}),
         Entry("feed", net.gpt.feed, {"token": "i64[b,1]", "image": "i64[r]"}),
         Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}),
-    ]  # fmt: skip
+    ]
     if net.vq.has_encoder:
         side = c.grid * net.vq.factor
         found.append(Entry("encode", net.vq.encode, {"pixels": f"f32[b,3,{side},{side}]"}))
@@ -344,13 +344,13 @@ def program(c: Config) -> Program:
     more = (Call("step"), Call("sample"), Call("feed"))
     n = c.positions
     steps = [Step((i,), (i,), more if i < n - 1 else more[:2], append=1 if i else "p")
-             for i in range(n)]  # fmt: skip
+             for i in range(n)]
     cache = Type.parse(f"f32[r,{c.text.kv},p+{n},{c.text.head}]")
     return Program(
         "janus", n, tuple(steps), prompt=(Call("prompt"),), finish=(Call("decode", each=True),),
         inputs=(("input_ids", Type.parse("i64[b,p]")), ("mask", Type.parse("bool[b,p]"))),
         state=tuple((k, cache) for k in names(c)), draws=(Draw("noise", "uniform", 2),),
-    )  # fmt: skip
+    )
 
 
 def info(net: Net, c: Config) -> dict[str, Any]:
@@ -358,4 +358,4 @@ def info(net: Net, c: Config) -> dict[str, Any]:
     return {"dim": c.text.dim, "layers": c.text.layers, "heads": c.text.heads,
             "kv_heads": c.text.kv, "grid": c.grid, "vocabulary": c.codes, "max_prompt": c.most,
             "size": next((k for k, v in reversed(SIZES.items()) if v == size), "custom"),
-            "pixels": c.grid * net.vq.factor}  # fmt: skip
+            "pixels": c.grid * net.vq.factor}

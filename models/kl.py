@@ -44,7 +44,7 @@ def read(t: Tensors | None, channels: int, grid: int) -> KL | None:
         raise ArcError("the decoder file has no post_quant_conv.weight", hint=HINT)
     if own[1] != channels:
         raise ArcError(f"the decoder takes {own[1]} channels but the transformer draws {channels}",
-                       hint="give the autoencoder this checkpoint was trained with")  # fmt: skip
+                       hint="give the autoencoder this checkpoint was trained with")
     vae = KL(read_plan(shapes, "decoder"), channels, grid)
     match(t, state(vae), ignore=IGNORE, what="the KL autoencoder")
     return vae

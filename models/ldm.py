@@ -49,7 +49,7 @@ class Plan:
 
 
 def encoder_plan(ends: tuple[int, int], ch: int, mult: Sequence[int], blocks: int,
-                 low: str = "", middle: str = "") -> Plan:  # fmt: skip
+                 low: str = "", middle: str = "") -> Plan:
     """`low` is the attention of the lowest resolution."""
     levels, c = [], ch
     for i, m in enumerate(mult):
@@ -61,7 +61,7 @@ def encoder_plan(ends: tuple[int, int], ch: int, mult: Sequence[int], blocks: in
 
 
 def decoder_plan(ends: tuple[int, int], ch: int, mult: Sequence[int], blocks: int,
-                 low: str = "", middle: str = "") -> Plan:  # fmt: skip
+                 low: str = "", middle: str = "") -> Plan:
     levels: list[LevelPlan] = []
     c = ch * mult[-1]
     for i, m in reversed(list(enumerate(mult))):
@@ -78,7 +78,7 @@ def read_plan(t: Shapes, part: str) -> Plan:
     count = _count(t, f"{part}.{side}.")
     if lacking := [n for n in needed if n not in t] or ([f"{part}.{side}.0"] if not count else []):
         raise ArcError(f"the decoder file has no {lacking[0]}",
-                       hint="is it the image decoder of this family?")  # fmt: skip
+                       hint="is it the image decoder of this family?")
     levels = tuple(_level(t, f"{part}.{side}.{i}", resample) for i in range(count))
     ends = (t[needed[0]][1], t[needed[1]][0])
     return Plan(levels, _attention(t, f"{part}.mid.attn_1"), ends)
@@ -96,9 +96,9 @@ def _level(t: Shapes, at: str, resample: str) -> LevelPlan:
     shapes = [t.get(f"{at}.block.{j}.conv1.weight", ()) for j in range(_count(t, f"{at}.block."))]
     if not shapes or any(len(s) != 4 for s in shapes):
         raise ArcError(f"the decoder file has no convolutions in {at}",
-                       hint="is it the image decoder of this family?")  # fmt: skip
+                       hint="is it the image decoder of this family?")
     return LevelPlan(tuple((s[1], s[0]) for s in shapes), _attention(t, f"{at}.attn.0"),
-                     f"{at}.{resample}.conv.weight" in t)  # fmt: skip
+                     f"{at}.{resample}.conv.weight" in t)
 
 
 class Level(nn.Module):

@@ -10,7 +10,7 @@ from arcompile import nn as arc
 
 
 def grid_rope(height: int, width: int, head: int, prompt: int = 0,
-              base: float = 10000.0) -> dict[str, np.ndarray]:  # fmt: skip
+              base: float = 10000.0) -> dict[str, np.ndarray]:
     """{"cos", "sin"} f32 [prompt + height*width, head/2] of the 2-D rotary embedding.
 
     The first half of the pairs turns by the row, the second by the column. Prompt slots have
@@ -23,7 +23,7 @@ def grid_rope(height: int, width: int, head: int, prompt: int = 0,
     angle = np.concatenate((row.repeat(width, 0), np.tile(col, (height, 1))), -1)
     zero = np.zeros((prompt, half), np.float32)
     return {"cos": np.concatenate((zero, np.cos(angle))).astype(np.float32),
-            "sin": np.concatenate((zero, np.sin(angle))).astype(np.float32)}  # fmt: skip
+            "sin": np.concatenate((zero, np.sin(angle))).astype(np.float32)}
 
 
 class Attention(nn.Module):
@@ -36,7 +36,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor], past: Tensor, table: nn.Module,
-                keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.wqkv(x).split(self.dim, -1)
         q = arc.rope(q, table.cos, table.sin, past, self.heads, True)
         k = arc.rope(k, table.cos, table.sin, past, self.heads, True)
@@ -69,7 +69,7 @@ class Block(nn.Module):
         self.feed_forward = SwiGLU(dim, hidden)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor], past: Tensor, table: nn.Module,
-                keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                keep: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         out, kc, vc = self.attention(self.attention_norm(x), cache, past, table, keep)
         x = x + out
         return x + self.feed_forward(self.ffn_norm(x)), kc, vc

@@ -33,7 +33,7 @@ from arcompile.weights import Weights
 SIZES = {
     "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1280, 36, 20), "XXL": (1536, 48, 24),
     "1B": (2048, 22, 32), "XXXL": (2560, 48, 40), "3B": (3200, 24, 32), "7B": (4096, 32, 32),
-}  # fmt: skip
+}
 Sizes = Mapping[str, tuple[int, int, int]]
 
 
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
         return {"x": self.cls_embedding.embedding_table(label)[:, None]}
 
     def prompt_caption(self, features: Tensor, mask: Tensor, image: Tensor,
-                       is_null: Tensor) -> dict[str, Tensor]:  # fmt: skip
+                       is_null: Tensor) -> dict[str, Tensor]:
         embed = self.cls_embedding
         given = features.index_select(0, image)
         x = torch.where(is_null[:, None, None], embed.uncond_embedding[None], given)
@@ -106,7 +106,7 @@ class Transformer(nn.Module):
         return {"x": self.tok_embeddings(token).index_select(0, image)}
 
     def step(self, x: Tensor, past: Tensor, noise: Tensor, keep: Tensor | None = None,
-             **cache: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             **cache: Tensor) -> dict[str, Tensor]:
         """x [r,s,dim] -> logits of the last c slots, c being the size of `noise` [b,c,2]."""
         out = {}
         for i, block in enumerate(self.layers):
@@ -159,7 +159,7 @@ class LlamaGen(Family):
         net, bound = assemble(source, c, Transformer, self.name)
         made = Model(net, entries(net, c), program(c, hasattr(net, "vq")), bound, info(net, c))
         return t5.with_text(made, options, width=c.features, tokens=c.prompt, pad="left",
-                            clean=True)  # fmt: skip
+                            clean=True)
 
 
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis"}
@@ -185,7 +185,7 @@ def shapes(t: Tensors) -> dict[str, tuple[int, ...]]:
 
 
 def assemble(source: Source, c: Config, kind: type[Transformer], name: str,
-             order: Sequence[int] | None = None) -> tuple[Net, Weights]:  # fmt: skip
+             order: Sequence[int] | None = None) -> tuple[Net, Weights]:
     """The module and its weights, checked. order: the rope row of each cache slot, if not its own.
 
     Row -1 is one of zeros, as the rows of condition slots are.
@@ -196,12 +196,12 @@ def assemble(source: Source, c: Config, kind: type[Transformer], name: str,
     if vq is not None and vq.codes != c.vocabulary:
         raise ArcError(f"the decoder's codebook has {vq.codes} codes but the transformer draws "
                        f"from {c.vocabulary}",
-                       hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
+                       hint="give the tokenizer this checkpoint was trained with")
     match(source.tensors, state(net.gpt, skip=("rope.",)), ignore=("freqs_cis",), what=name)
     if vq is not None and source.decoder is not None:
         match(source.decoder, state(vq), ignore=IGNORE, what="LlamaGen's VQ tokenizer")
     bound = bind({"gpt.": source.tensors, "vq.": source.decoder or {}},
-                 state(net, skip=("gpt.rope.",)))  # fmt: skip
+                 state(net, skip=("gpt.rope.",)))
     table = grid_rope(c.grid, c.grid, c.dim // c.heads, c.prompt)
     if order is not None:
         table = {k: np.concatenate((v, 0 * v[:1]))[list(order)] for k, v in table.items()}
@@ -217,23 +217,23 @@ def config(source: Source, options: Options, sizes: Sizes = SIZES, extra: int = 
     for key in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight"):
         if key not in t or len(t.shape(key)) != 2:
             raise ArcError(f"not a LlamaGen transformer: {key} is missing or not a matrix",
-                           hint="name the family with --family")  # fmt: skip
+                           hint="name the family with --family")
     vocabulary, dim = t.shape("tok_embeddings.weight")
     layers = 1 + max(int(m[1]) for k in t if (m := re.match(r"layers\.(\d+)\.", k)))
     usual = {(d, n): heads for d, n, heads in sizes.values()}
     told = _int(source.metadata.get("n_head")) or usual.get((dim, layers - extra))
     heads = positive(options, "n_head", told,
-                     f"the number of heads of a {dim}-wide, {layers}-layer model")  # fmt: skip
+                     f"the number of heads of a {dim}-wide, {layers}-layer model")
     if dim % heads or (dim // heads) % 4:
         raise ArcError(f"n_head={heads} does not divide {dim} into heads of a multiple of 4",
-                       hint="2-D rotary embedding needs head sizes divisible by 4")  # fmt: skip
+                       hint="2-D rotary embedding needs head sizes divisible by 4")
     base = Config(dim, layers, heads, t.shape("layers.0.feed_forward.w1.weight")[0], vocabulary,
-                  grid(source, options))  # fmt: skip
+                  grid(source, options))
     if "cls_embedding.embedding_table.weight" in t:
         return replace(base, classes=t.shape("cls_embedding.embedding_table.weight")[0] - 1)
     if "cls_embedding.uncond_embedding" not in t:
         raise ArcError("not a LlamaGen transformer: it has neither a class table nor a caption "
-                       "embedding", hint="name the family with --family")  # fmt: skip
+                       "embedding", hint="name the family with --family")
     prompt, features = t.shape("cls_embedding.uncond_embedding")
     return replace(base, prompt=prompt, features=features)
 
@@ -261,13 +261,13 @@ def entries(net: Net, c: Config) -> list[Entry]:
         else Entry("prompt", net.gpt.prompt_caption,
                    {"features": f"f32[b,{c.prompt},{c.features}]",
                     "mask": f"bool[b,{c.prompt}]", **row})
-    )  # fmt: skip
+    )
     found = [
         prompt,
         Entry("step", net.gpt.step, {"x": x, "past": "i32[r]", "noise": "f32[b,c,2]", **keep,
                                      **{k: str(t) for k, t in caches(c).items()}}),
         Entry("feed", net.gpt.feed, {"token": "i64[b,c]", "image": "i64[r]"}),
-    ]  # fmt: skip
+    ]
     if hasattr(net, "vq"):
         found.append(Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}))
         if net.vq.has_encoder:
@@ -297,18 +297,18 @@ def loop(name: str, c: Config, steps: Sequence[Step], decodes: bool) -> Program:
     inputs: Mapping[str, str] = (
         {"cond": "i64[b]"} if c.classes else
         {"features": f"f32[b,{c.prompt},{c.features}]", "mask": f"bool[b,{c.prompt}]"}
-    )  # fmt: skip
+    )
     return Program(
         name, c.positions, tuple(steps), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),) if decodes else (),
         inputs=tuple((k, Type.parse(v)) for k, v in inputs.items()),
         state=tuple(caches(c).items()), draws=(Draw("noise", "uniform", 2),),
-    )  # fmt: skip
+    )
 
 
 def info(net: Net, c: Config, sizes: Sizes = SIZES, extra: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "grid": c.grid,
-                             "vocabulary": c.vocabulary}  # fmt: skip
+                             "vocabulary": c.vocabulary}
     shape = (c.dim, c.layers - extra, c.heads)
     found["size"] = next((k for k, v in sizes.items() if v == shape), "custom")
     found |= {"classes": c.classes} if c.classes else {"caption": [c.prompt, c.features]}

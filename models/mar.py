@@ -117,7 +117,7 @@ class Head(nn.Module):
 
     def step(self, x: Tensor, z: Tensor, turn: Tensor, image: Tensor, row: Tensor,
              null_row: Tensor, scale: Tensor, temperature: Tensor,
-             noise: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             noise: Tensor) -> dict[str, Tensor]:
         """One turn of x [b,c,C]. Guidance mixes the noise; the variance is the conditional's."""
         eps, share = self.net(x.index_select(0, image), z, turn)
         cond, null = eps.index_select(0, row), eps.index_select(0, null_row)
@@ -169,14 +169,14 @@ class Transformer(nn.Module):
         return x
 
     def features(self, label: Tensor, latents: Tensor, seen: Tensor, source: Tensor,
-                 cells: Tensor) -> Tensor:  # fmt: skip
+                 cells: Tensor) -> Tensor:
         """What the head is told of `cells` i64[r,c]: [r,c,dim]."""
         x = self.decode(self.encode(latents, label, seen), source)
         at = nn.functional.embedding(cells, self.diffusion_pos_embed_learned[0])
         return self.decoder_norm(rows(x, cells + self.c.buffer)) + at
 
     def step(self, latents: Tensor, label: Tensor, seen: Tensor, orders: Tensor, fresh: Tensor,
-             initial_noise: Tensor, image: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             initial_noise: Tensor, image: Tensor) -> dict[str, Tensor]:
         """fresh i64[c]: places in the order, which is used from its end."""
         cells = orders.index_select(1, self.c.positions - 1 - fresh)
         nowhere = torch.zeros_like(orders[:, :1]).expand(-1, self.c.slots)
@@ -185,13 +185,13 @@ class Transformer(nn.Module):
         each = (t.index_select(0, image) for t in (latents, seen, source, cells))
         z = self.features(label, *each)
         return {"z": self.diffloss.net.cond_embed(z), "x": rows(initial_noise, cells),
-                "cells": cells}  # fmt: skip
+                "cells": cells}
 
     def place(self, latents: Tensor, x: Tensor, cells: Tensor, seen: Tensor) -> dict[str, Tensor]:
         """Put the finished cells where they belong, and remember that they are known."""
         at = cells[:, :, None].expand(-1, -1, self.c.channels)
         return {"latents": latents.scatter(1, at, x),
-                "seen": torch.cat((seen, cells + self.c.buffer), 1)}  # fmt: skip
+                "seen": torch.cat((seen, cells + self.c.buffer), 1)}
 
 
 class Net(nn.Module):
@@ -236,7 +236,7 @@ class Mar(Family):
         made = weights(names, seed)
         made[last] = replace(made[last], read=lambda: np.zeros(names[last], np.float32))
         facts = {"num_heads": str(c.heads), "num_iter": str(c.iterations),
-                 "diffusion_steps": str(c.steps)}  # fmt: skip
+                 "diffusion_steps": str(c.steps)}
         return Source(made, weights(kl.published(c.channels), seed), metadata=facts)
 
     def model(self, source: Source, options: Options) -> Model:
@@ -248,16 +248,16 @@ class Mar(Family):
         names = state(net, skip=[f"mar.{k}" for k in TABLES])
         bound = bind({"mar.": t, "vae.": source.decoder or {}}, names).plus(tables(c))
         return Model(net, entries(net, c), program(c, vae is not None), bound, info(c, vae),
-                     defaults={"guidance": GUIDANCE.get(c.dim, 3.0)})  # fmt: skip
+                     defaults={"guidance": GUIDANCE.get(c.dim, 3.0)})
 
 
 TABLES = ("diffloss.schedule", "diffloss.net.time_embed.rows")  # ours, not the checkpoint's
 _OWN = {"fake_latent", "mask_token", "diffusion_pos_embed_learned", "class_emb.weight",
-        "encoder_blocks.0.attn.qkv.weight", "diffloss.net.input_proj.weight"}  # fmt: skip
+        "encoder_blocks.0.attn.qkv.weight", "diffloss.net.input_proj.weight"}
 _TOP = {"fake_latent", "mask_token", "class_emb", "z_proj", "z_proj_ln", "encoder_blocks",
         "encoder_norm", "encoder_pos_embed_learned", "decoder_embed", "decoder_blocks",
         "decoder_norm", "decoder_pos_embed_learned", "diffusion_pos_embed_learned",
-        "diffloss"}  # fmt: skip
+        "diffloss"}
 
 
 def of_size(size: str) -> Config:
@@ -273,7 +273,7 @@ def tables(c: Config) -> dict[str, Any]:
     """What the loop knows of its turns: the sampler's numbers and the network's times."""
     times = respaced(c.steps)[::-1]
     return {"@mar.diffloss.schedule": lambda: ddpm(c.steps),
-            "@mar.diffloss.net.time_embed.rows": lambda: sinusoid(times)}  # fmt: skip
+            "@mar.diffloss.net.time_embed.rows": lambda: sinusoid(times)}
 
 
 # --- what the checkpoint says --------------------------------------------------------------------
@@ -284,13 +284,13 @@ def config(source: Source, options: Options) -> Config:
     t = source.tensors
     if missing := sorted(_OWN - {*t}):
         raise ArcError(f"not a MAR transformer: {missing[0]} is missing",
-                       hint="name the family with --family")  # fmt: skip
+                       hint="name the family with --family")
     classes, dim = shape(t, "class_emb.weight", 2)
     slots = shape(t, "encoder_pos_embed_learned", 3)[1]
     positions = shape(t, "diffusion_pos_embed_learned", 3)[1]
     if math.isqrt(positions) ** 2 != positions or slots <= positions:
         raise ArcError(f"{positions} cells of {slots} slots are not a square image and a prefix",
-                       hint="is it a MAR checkpoint?")  # fmt: skip
+                       hint="is it a MAR checkpoint?")
     width, channels = shape(t, "diffloss.net.input_proj.weight", 2)
     layers = count(t, "encoder_blocks."), count(t, "decoder_blocks.")
     usual = {(d, n): h for d, n, h, _, _ in SIZES.values()}
@@ -302,7 +302,7 @@ def config(source: Source, options: Options) -> Config:
     return replace(
         Config(dim, *layers, heads, shape(t, "encoder_blocks.0.mlp.fc1.weight", 2)[0], classes,
                channels, positions, slots - positions, width, count(t, "diffloss.net.res_blocks.")),
-        **_sampling(source, options, positions))  # fmt: skip
+        **_sampling(source, options, positions))
 
 
 def _sampling(source: Source, options: Options, positions: int) -> dict[str, Any]:
@@ -350,13 +350,13 @@ def program(c: Config, decodes: bool) -> Program:
     n, latents = c.positions, Type("f32", ("b", c.positions, c.channels))
     draws = (Draw("orders", "order", when="start"),
              Draw("initial_noise", "normal", c.channels, "start"),
-             Draw("noise", "normal", c.channels, "loop"))  # fmt: skip
+             Draw("noise", "normal", c.channels, "loop"))
     return Program(
         "mar", n, tuple(steps(c)), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),) if decodes else (),
         inputs=(("cond", Type("i64", ("b",))),), state=(("latents", latents),), draws=draws,
         tables={"ddpm": {"turn": tuple(range(c.steps))}}, mask="full",
-    )  # fmt: skip
+    )
 
 
 def entries(net: Net, c: Config) -> list[Entry]:
@@ -373,7 +373,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
             "null_row": "i64[b]", "scale": "f32[b]", "temperature": "f32[b]",
             "noise": f"f32[b,c,{c.channels}]"}),
         Entry("place", net.mar.place, {**latents, **x, "cells": "i64[b,c]", **seen}),
-    ]  # fmt: skip
+    ]
     if hasattr(net, "vae"):
         found.append(Entry("decode", net.vae.decode, latents))
     return found
@@ -384,5 +384,5 @@ def info(c: Config, vae: kl.KL | None) -> dict[str, Any]:
     found = {"size": size, "dim": c.dim, "layers": [c.encoder, c.decoder], "heads": c.heads,
              "grid": c.grid, "classes": c.classes, "channels": c.channels, "buffer": c.buffer,
              "head": [c.depth, c.width], "num_iter": c.iterations,
-             "diffusion_steps": c.steps, "cfg_schedule": c.schedule}  # fmt: skip
+             "diffusion_steps": c.steps, "cfg_schedule": c.schedule}
     return found | ({"pixels": c.grid * vae.factor} if vae is not None else {})

@@ -118,7 +118,7 @@ class VQ(nn.Module):
     def __init__(self, t: Shapes, grid: int):
         super().__init__()
         for name in ("quantize.embedding.weight", "decoder.conv_in.weight",
-                     "decoder.norm_out.weight"):  # fmt: skip
+                     "decoder.norm_out.weight"):
             if name not in t:
                 raise ArcError(f"the decoder file lacks {name}", hint=HINT)
         self.codes, self.width = t["quantize.embedding.weight"]
@@ -145,7 +145,7 @@ class VQ(nn.Module):
 
 
 def published(mult: tuple[int, ...], ch: int = 128, z: int = 256,
-              codes: int = 1024) -> dict[str, tuple[int, ...]]:  # fmt: skip
+              codes: int = 1024) -> dict[str, tuple[int, ...]]:
     """Shapes of a tokenizer with two res blocks a level; the published has mult (1,1,2,2,4)."""
     widths = [ch * m for m in mult]
     t: dict[str, tuple[int, ...]] = {"encoder.conv_in.weight": (ch, 3, 3, 3)}

@@ -45,7 +45,7 @@ class MultiScaleVQ(nn.Module):
     """Codebook rows are used as they are. `phis` convolutions are shared by nearby scales."""
 
     def __init__(self, codes: int, phis: int, encoder: ldm.Plan | None, decoder: ldm.Plan,
-                 patch_nums: Sequence[int]):  # fmt: skip
+                 patch_nums: Sequence[int]):
         super().__init__()
         self.codes, self.width, self.patch_nums = codes, decoder.ends[0], tuple(patch_nums)
         self.factor = decoder.factor
@@ -99,14 +99,14 @@ def read(t: Mapping[str, tuple[int, ...]], patch_nums: Sequence[int]) -> MultiSc
     phis = len({m[1] for k in t if (m := re.fullmatch(_PHI, k))})
     if not phis or "quantize.embedding.weight" not in t:
         raise ArcError("the decoder file has no multi-scale codebook "
-                       "(quantize.quant_resi.qresi_ls)", hint=HINT)  # fmt: skip
+                       "(quantize.quant_resi.qresi_ls)", hint=HINT)
     decoder = ldm.read_plan(t, "decoder")
     encoder = ldm.read_plan(t, "encoder") if "encoder.conv_in.weight" in t else None
     return MultiScaleVQ(t["quantize.embedding.weight"][0], phis, encoder, decoder, patch_nums)
 
 
 def published(patch_nums: Sequence[int], ch: int = 160, z: int = 32, codes: int = 4096,
-              mult: Sequence[int] = (1, 1, 2, 2, 4)) -> MultiScaleVQ:  # fmt: skip
+              mult: Sequence[int] = (1, 1, 2, 2, 4)) -> MultiScaleVQ:
     encoder = ldm.encoder_plan((3, z), ch, mult, 2, "fused", "fused")
     decoder = ldm.decoder_plan((z, 3), ch, mult, 3, "fused", "fused")
     return MultiScaleVQ(codes, 4, encoder, decoder, patch_nums)

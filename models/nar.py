@@ -24,9 +24,9 @@ from arcompile.program import Program, diagonals
 
 # name -> (width, layers, heads); one more layer is the second head's
 SIZES = {"B": (768, 12, 12), "M": (1024, 18, 16), "L": (1024, 24, 16), "XL": (1280, 36, 20),
-         "XXL": (1536, 48, 24)}  # fmt: skip
+         "XXL": (1536, 48, 24)}
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis", "medusa_norm",
-        "medusa_output"}  # fmt: skip
+        "medusa_output"}
 
 
 class Transformer(llamagen.Transformer):
@@ -38,7 +38,7 @@ class Transformer(llamagen.Transformer):
         self.medusa_output = nn.Linear(c.dim, c.vocabulary, bias=False)
 
     def step(self, x: Tensor, past: Tensor, left: Tensor, above: Tensor, share: Tensor,
-             keep: Tensor | None = None, **cache: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             keep: Tensor | None = None, **cache: Tensor) -> dict[str, Tensor]:
         """x [r,s,dim]: the diagonal before -> logits [r,c,V] of this one's cells.
 
         left, above i64[c]: which of the s slots is a cell's neighbour; share f32[c]: the weight
@@ -124,6 +124,6 @@ def _neighbours(cells: tuple[int, ...], fed: tuple[int, ...], grid: int) -> tupl
     left = [at[cell - 1] if cell % grid else None for cell in cells]
     above = [at[cell - grid] if cell >= grid else None for cell in cells]
     share = [0.0 if x is None else 1.0 if y is None else 0.5
-             for x, y in zip(left, above, strict=True)]  # fmt: skip
+             for x, y in zip(left, above, strict=True)]
     return (("left", tuple(x or 0 for x in left)), ("above", tuple(y or 0 for y in above)),
-            ("share", tuple(share)))  # fmt: skip
+            ("share", tuple(share)))

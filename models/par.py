@@ -27,7 +27,7 @@ SIZES = {k: llamagen.SIZES[k] for k in ("XL", "XXL", "3B")}  # name -> (width, l
 GRID = 24  # of every published checkpoint: 384 px
 _SPECIAL = "spe_tok_embeddings.special_embeddings.weight"
 _TOP = {"cls_embedding", "tok_embeddings", "layers", "norm", "output", "freqs_cis",
-        "spe_tok_embeddings"}  # fmt: skip
+        "spe_tok_embeddings"}
 
 
 class Transformer(llamagen.Transformer):
@@ -85,10 +85,10 @@ def specials(t: Tensors, c: Config) -> int:
     side = isqrt(rows + 1)
     if side < 2 or side * side != rows + 1:
         raise ArcError(f"{rows} special tokens are not one less than a square number of regions",
-                       hint="name the family with --family")  # fmt: skip
+                       hint="name the family with --family")
     if c.grid % side:
         raise ArcError(f"a grid of {c.grid} does not divide into {side} x {side} regions",
-                       hint=f"give --option grid=N, a multiple of {side}")  # fmt: skip
+                       hint=f"give --option grid=N, a multiple of {side}")
     if not c.classes:
         raise ArcError("a PAR transformer has a class table, this one has none")
     return rows

@@ -20,7 +20,7 @@ MOST_JSON = 64 << 20  # bytes of a json file we agree to parse
 def state(module: Any, skip: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter and buffer, but those under the prefixes of `skip`."""
     return {k: tuple(v.shape) for k, v in module.state_dict().items()
-            if not any(k.startswith(s) for s in skip)}  # fmt: skip
+            if not any(k.startswith(s) for s in skip)}
 
 
 def view(module: Any, *names: str) -> Any:
@@ -63,7 +63,7 @@ def shape(t: Tensors, key: str, rank: int) -> tuple[int, ...]:
     """The shape of a tensor that tells sizes. Raises ArcError unless it has `rank` axes."""
     if key not in t or len(t.shape(key)) != rank:
         raise ArcError(f"{key} is missing, or has not {rank} axes",
-                       hint="is it the right family? name one with --family")  # fmt: skip
+                       hint="is it the right family? name one with --family")
     return t.shape(key)
 
 

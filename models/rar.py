@@ -32,10 +32,10 @@ SIZES = {"B": (768, 24, 16), "L": (1024, 24, 16), "XL": (1280, 32, 16), "XXL": (
 HIDDEN = {"B": 3072, "L": 4096, "XL": 5120, "XXL": 6144, "tiny": 96}
 # name -> guidance, its power and temperature, as its authors evaluated it
 DRAWN = {"B": (16.0, 2.75, 1.0), "L": (15.5, 2.5, 1.02), "XL": (6.9, 1.5, 1.02),
-         "XXL": (8.0, 1.2, 1.02), "custom": (4.0, 0.0, 1.0)}  # fmt: skip
+         "XXL": (8.0, 1.2, 1.02), "custom": (4.0, 0.0, 1.0)}
 _SPARE = 1024  # rows of the position embeddings beyond the image's
 _TOP = {"cls_token", "embeddings", "pos_embed", "target_aware_pos_embed", "timesteps_embeddings",
-        "blocks", "adaln_before_head", "lm_head"}  # fmt: skip
+        "blocks", "adaln_before_head", "lm_head"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(c.dim, c.dim)
 
     def forward(self, x: Tensor, cache: tuple[Tensor, Tensor],
-                past: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).chunk(3, -1)
         q, k = self.apart(q, self.q_norm), self.apart(k, self.k_norm)
         kc, vc = arc.cache_append(cache[0], k, past), arc.cache_append(cache[1], v, past)
@@ -108,7 +108,7 @@ class Block(nn.Module):
         self.adaLN_modulation = modulation(c.dim, 6)
 
     def forward(self, x: Tensor, cond: Tensor, cache: tuple[Tensor, Tensor],
-                past: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+                past: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         shift, scale, gate, shift2, scale2, gate2 = self.adaLN_modulation(cond).chunk(6, -1)
         out, kc, vc = self.attn(self.norm1(x) * (1 + scale) + shift, cache, past)
         x = x + gate * out
@@ -190,7 +190,7 @@ class RAR(Family):
     options: ClassVar = {
         "guidance_pow": "power of the guidance's cosine, 0 for constant guidance; each published "
                         "size has its own",
-    }  # fmt: skip
+    }
 
     def claims(self, t: Tensors) -> bool:
         own = {"target_aware_pos_embed", "timesteps_embeddings", "lm_head.weight"} <= t.keys()
@@ -216,7 +216,7 @@ class RAR(Family):
         if vq is not None and vq.codes != c.vocabulary:
             raise ArcError(f"the decoder's codebook has {vq.codes} codes but the transformer draws "
                            f"from {c.vocabulary}",
-                           hint="give maskgit-vqgan-imagenet-f16-256.bin")  # fmt: skip
+                           hint="give maskgit-vqgan-imagenet-f16-256.bin")
         match(t, state(net.gpt), ignore=("attn_mask",), what=self.name)
         if vq is not None and second is not None:
             match(second, state(vq), what="MaskGIT-VQGAN")
@@ -224,7 +224,7 @@ class RAR(Family):
         scale, _, temperature = DRAWN[c.size]
         run = program(c, power(c, options), vq is not None)
         return Model(net, entries(net, c), run, bound, info(net, c),
-                     defaults={"guidance": scale, "temperature": temperature})  # fmt: skip
+                     defaults={"guidance": scale, "temperature": temperature})
 
 
 def power(c: Config, options: Options) -> float:
@@ -258,7 +258,7 @@ def config(t: Tensors) -> Config:
 def sized(t: Tensors, name: str, rank: int) -> tuple[int, ...]:
     if name not in t or len(t.shape(name)) != rank:
         raise ArcError(f"not a RAR transformer: {name} is missing or not of rank {rank}",
-                       hint="name the family with --family")  # fmt: skip
+                       hint="name the family with --family")
     return t.shape(name)
 
 
@@ -270,7 +270,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("step", net.gpt.step, {"x": x, "label": f"f32[r,{c.dim}]", "past": "i32[r]",
                                      **{k: str(t) for k, t in caches(c).items()}}),
         Entry("feed", net.gpt.feed, {"token": "i64[b,1]", "image": "i64[r]"}),
-    ]  # fmt: skip
+    ]
     if hasattr(net, "vq"):
         found.append(Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}))
         if net.vq.has_encoder:
@@ -289,13 +289,13 @@ def program(c: Config, power: float, decodes: bool) -> Program:
     more = (Call("step"), Call("sample"), Call("feed"))
     n = c.positions
     steps = [Step((i,), (i,), more if i < n - 1 else more[:2], guide(i / n, power),
-                  append=1 if i else 2) for i in range(n)]  # fmt: skip
+                  append=1 if i else 2) for i in range(n)]
     return Program(
         "rar", n, tuple(steps), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),) if decodes else (),
         inputs=(("cond", Type.parse("i64[b]")),), state=tuple(caches(c).items()),
         draws=(Draw("noise", "uniform", 2),),
-    )  # fmt: skip
+    )
 
 
 def guide(done: float, power: float) -> tuple[float, float]:
@@ -306,5 +306,5 @@ def guide(done: float, power: float) -> tuple[float, float]:
 
 def info(net: Net, c: Config) -> dict[str, Any]:
     found = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "grid": c.grid,
-             "vocabulary": c.vocabulary, "size": c.size, "classes": c.classes}  # fmt: skip
+             "vocabulary": c.vocabulary, "size": c.size, "classes": c.classes}
     return found | ({"pixels": c.grid * net.vq.factor} if hasattr(net, "vq") else {})

@@ -31,7 +31,7 @@ def sides(value: Any, name: str = "patch_nums") -> tuple[int, ...]:
         found = ()
     if not found or not all(0 < n <= MOST for n in found):
         raise ArcError(f"option {name} must list grid sides from 1 to {MOST}, got {value!r}",
-                       hint=f"for example {name}=1,2,3,4,5,6,8,10,13,16")  # fmt: skip
+                       hint=f"for example {name}=1,2,3,4,5,6,8,10,13,16")
     if any(a > b for a, b in pairwise(found)):
         raise ArcError(f"option {name} must not shrink, got {','.join(map(str, found))}")
     return found
@@ -58,11 +58,11 @@ def from_tables(t: Weights, given: Any) -> tuple[int, ...]:
         fits = [p for p in PUBLISHED if (len(p), starts(p)[-1]) == (levels, total)]
         if not fits:
             raise ArcError(f"no published schedule has {levels} scales and {total} positions",
-                           hint="give --option patch_nums=1,2,3,...")  # fmt: skip
+                           hint="give --option patch_nums=1,2,3,...")
         found = fits[0]
     if (len(found), starts(found)[-1]) != (levels, total):
         raise ArcError(
             f"patch_nums {','.join(map(str, found))} makes {len(found)} scales and "
             f"{starts(found)[-1]} positions, but the checkpoint has {levels} and {total}",
-            hint="leave patch_nums out to take the checkpoint's own")  # fmt: skip
+            hint="leave patch_nums out to take the checkpoint's own")
     return found

@@ -77,7 +77,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         return self.o(arc.attention(self.q(x), self.k(x), self.v(x), self.heads, self.heads, 1.0,
-                                    "full", None, None, bias))  # fmt: skip
+                                    "full", None, None, bias))
 
 
 class FeedForward(nn.Module):
@@ -113,7 +113,7 @@ class Block(nn.Module):
     def __init__(self, c: Config, first: bool):
         super().__init__()
         self.layer = nn.ModuleList((Residual(c, "SelfAttention", Attention(c, first)),
-                                    Residual(c, "DenseReluDense", FeedForward(c))))  # fmt: skip
+                                    Residual(c, "DenseReluDense", FeedForward(c))))
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         return self.layer[1](self.layer[0](x, bias))
@@ -151,7 +151,7 @@ class T5(nn.Module):
 
 
 def with_text(model: Model, options: Options, *, width: int, tokens: int, pad: str = "right",
-              clean: bool = False) -> Model:  # fmt: skip
+              clean: bool = False) -> Model:
     """The model, with T5 as its submodule `t5` when the option names a folder. Raises ArcError.
 
     width: of the features the model takes; 0 when it takes none. How the runtime makes them of
@@ -162,24 +162,24 @@ def with_text(model: Model, options: Options, *, width: int, tokens: int, pad: s
         return model
     if not width:
         raise ArcError(f"option {KEY}: this model draws classes, it reads no text",
-                       hint="leave the option out, or give a captioned checkpoint")  # fmt: skip
+                       hint="leave the option out, or give a captioned checkpoint")
     folder = _folder(options[KEY])
     c = config(folder)
     if c.dim != width:
         hint = "published models were trained with google/flan-t5-xl"
         raise ArcError(f"the text encoder makes features of {c.dim} numbers, the model takes "
-                       f"{width}", hint=hint)  # fmt: skip
+                       f"{width}", hint=hint)
     net = model.module
     with torch.device("meta"):
         net.t5 = T5(c)
     facts = {"tokens": tokens, "pad": pad, "clean": clean, "end": c.end,
-             "vocabulary": c.vocabulary}  # fmt: skip
+             "vocabulary": c.vocabulary}
     return replace(
         model, entries=[*model.entries, Entry(GRAPH, net.t5.text, {"ids": "i64[b,t]",
                                                                    "mask": "bool[b,t]"})],
         weights=model.weights.plus(_weights(folder, net.t5, c).load),
         info={**model.info, "text": facts}, files={**model.files, TOKENIZER: _tokenizer(folder)},
-    )  # fmt: skip
+    )
 
 
 def config(folder: Path) -> Config:
@@ -190,9 +190,9 @@ def config(folder: Path) -> Config:
         raise ArcError(f"{folder} holds a {quote(kind)}, not a T5", hint="give google/flan-t5-xl")
     if forward not in FORWARD:
         raise ArcError(f"{folder}: feed_forward_proj {quote(forward)} is not supported",
-                       hint=f"it may be {' or '.join(FORWARD)}")  # fmt: skip
+                       hint=f"it may be {' or '.join(FORWARD)}")
     sizes = (_size(said, k) for k in ("vocab_size", "d_model", "num_layers", "num_heads", "d_kv",
-                                      "d_ff"))  # fmt: skip
+                                      "d_ff"))
     count = _size(said, "relative_attention_num_buckets", 32)
     distance = _size(said, "relative_attention_max_distance", 128)
     if count % 4 or distance <= count // 4:
@@ -200,7 +200,7 @@ def config(folder: Path) -> Config:
     eps, end = said.get("layer_norm_epsilon", 1e-6), said.get("eos_token_id", 1)
     if not isinstance(eps, float) or not 0 < eps < 1 or type(end) is not int or end < 0:
         raise ArcError(f"{folder}: impossible layer_norm_epsilon {quote(eps)} or eos_token_id "
-                       f"{quote(end)}")  # fmt: skip
+                       f"{quote(end)}")
     return Config(*sizes, FORWARD[forward], count, distance, eps, end)
 
 
@@ -208,7 +208,7 @@ def _size(said: Mapping[str, Any], key: str, default: int | None = None) -> int:
     value = said.get(key, default)
     if type(value) is not int or not 0 < value < 1 << 20:
         raise ArcError(f"the config.json of the text encoder has no possible {key}: "
-                       f"{quote(value)}", hint="is it the folder of a T5?")  # fmt: skip
+                       f"{quote(value)}", hint="is it the folder of a T5?")
     return value
 
 
@@ -245,7 +245,7 @@ def _tokenizer(folder: Path) -> Path:
         old = " but spiece.model" if (folder / "spiece.model").exists() else ""
         raise ArcError(f"{folder} has no {TOKENIZER}{old}",
                        hint="save it: transformers.AutoTokenizer.from_pretrained(DIR)"
-                            ".save_pretrained(DIR)")  # fmt: skip
+                            ".save_pretrained(DIR)")
     if not isinstance(_json(folder, TOKENIZER).get("model"), dict):
         raise ArcError(f"{folder / TOKENIZER} describes no tokenizer")
     return folder / TOKENIZER

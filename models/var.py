@@ -32,7 +32,7 @@ from arcompile.program import Call, Draw, Program, scales
 
 # name -> (width, layers, heads)
 SIZES = {"d16": (1024, 16, 16), "d20": (1280, 20, 20), "d24": (1536, 24, 24),
-         "d30": (1920, 30, 30), "d36": (2304, 36, 36)}  # fmt: skip
+         "d30": (1920, 30, 30), "d36": (2304, 36, 36)}
 OPTIONS = {
     "patch_nums": "grid sides, coarse to fine; told by the checkpoint's own tables",
     "n_head": "attention heads; told by the tensors unless attention is not normalised",
@@ -94,7 +94,7 @@ class Transformer(nn.Module):
         return torch.cat((*made, self.head_nm.vectors(c)), 1)
 
     def step(self, x: Tensor, ada: Tensor, past: Tensor, noise: Tensor,
-             **cache: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             **cache: Tensor) -> dict[str, Tensor]:
         """x [r,s,dim] -> logits of the cells of this scale."""
         out, rows = {}, ada.split(1, 1)
         for i, block in enumerate(self.blocks):
@@ -157,19 +157,19 @@ class Var(Family):
         else:
             dim, layers, heads = SIZES[size]
             c = Config(dim, layers, heads, 4 * dim, 4096, 32, 1000, PUBLISHED[size == "d36"],
-                       shared=size == "d36")  # fmt: skip
+                       shared=size == "d36")
             make = {}
         with torch.device("meta"):
             net = Net(c, multiscale_vq.published(c.patch_nums, **make))
         facts = {"patch_nums": ",".join(map(str, c.patch_nums))}
         return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed),
-                      metadata=facts)  # fmt: skip
+                      metadata=facts)
 
     def model(self, source: Source, options: Options) -> Model:
         t = source.tensors
         if source.decoder is None:
             raise ArcError("VAR makes each scale's input with its image tokenizer, and none is "
-                           "given", hint="give --decoder vae_ch160v4096z32.pth")  # fmt: skip
+                           "given", hint="give --decoder vae_ch160v4096z32.pth")
         c = config(source, options)
         with torch.device("meta"):
             net = Net(c, tokenizer(source.decoder, c))
@@ -177,13 +177,13 @@ class Var(Family):
         match(source.decoder, state(net.vae), ignore=multiscale_vq.IGNORE, what="VAR's tokenizer")
         bound = bind({"gpt.": t, "vae.": source.decoder}, state(net))
         return Model(net, entries(net, c), program(c), bound, info(c, net.vae),
-                     defaults={"guidance": 1.5, "top_k": 900, "top_p": 0.96})  # fmt: skip
+                     defaults={"guidance": 1.5, "top_k": 900, "top_p": 0.96})
 
 
 _TOP = {"pos_start", "pos_1LC", "lvl_embed", "lvl_1L", "attn_bias_for_masking", "class_emb",
-        "word_embed", "blocks", "shared_ada_lin", "head_nm", "head"}  # fmt: skip
+        "word_embed", "blocks", "shared_ada_lin", "head_nm", "head"}
 _BLOCK = {f"attn.{k}" for k in ("mat_qkv.weight", "q_bias", "v_bias", "zero_k_bias", "proj.weight",
-                                "proj.bias", "scale_mul_1H11")}  # fmt: skip
+                                "proj.bias", "scale_mul_1H11")}
 _BLOCK |= {f"{m}.{k}" for m in ("ffn.fc1", "ffn.fc2", "ada_lin.1") for k in ("weight", "bias")}
 _BLOCK |= {"ada_gss"}
 
@@ -192,14 +192,14 @@ def config(source: Source, options: Options) -> Config:
     """Every size from the tensors; the schedule from its tables."""
     t, told = source.tensors, source.metadata.get("patch_nums")
     expect(t, {"pos_1LC": 3, "lvl_embed.weight": 2, "class_emb.weight": 2, "word_embed.weight": 2,
-               "blocks.0.ffn.fc1.weight": 2, "head.weight": 2}, "VAR")  # fmt: skip
+               "blocks.0.ffn.fc1.weight": 2, "head.weight": 2}, "VAR")
     dim, width = t.shape("word_embed.weight")
     return Config(
         dim, depth(t, "blocks"), heads(t, "blocks.0.attn", dim, options),
         t.shape("blocks.0.ffn.fc1.weight")[0], t.shape("head.weight")[0], width,
         t.shape("class_emb.weight")[0] - 1, from_tables(t, options.get("patch_nums", told)),
         "blocks.0.ada_gss" in t, "blocks.0.attn.scale_mul_1H11" in t,
-    )  # fmt: skip
+    )
 
 
 def expect(t: Tensors, ranks: dict[str, int], what: str) -> None:
@@ -208,7 +208,7 @@ def expect(t: Tensors, ranks: dict[str, int], what: str) -> None:
         if key not in t or len(t.shape(key)) != rank or 0 in t.shape(key):
             found = f"has shape {t.shape(key)}" if key in t else "is missing"
             raise ArcError(f"not a {what} transformer: {key} {found}",
-                           hint="name the family with --family")  # fmt: skip
+                           hint="name the family with --family")
 
 
 def depth(t: Tensors, prefix: str) -> int:
@@ -224,7 +224,7 @@ def heads(t: Tensors, attention: str, dim: int, options: Options) -> int:
         raise ArcError(f"n_head={found}, but {key} has {told} heads", hint="leave n_head out")
     if dim % found:
         raise ArcError(f"n_head={found} does not divide the width {dim}",
-                       hint="give --option n_head=N")  # fmt: skip
+                       hint="give --option n_head=N")
     return found
 
 
@@ -234,7 +234,7 @@ def tokenizer(decoder: Tensors, c: Config) -> MultiScaleVQ:
         raise ArcError(
             f"the decoder's codebook is {vae.codes} codes of {vae.width}, but the transformer "
             f"draws from {c.vocabulary} of {c.width}",
-            hint="give the tokenizer this checkpoint was trained with")  # fmt: skip
+            hint="give the tokenizer this checkpoint was trained with")
     return vae
 
 
@@ -247,7 +247,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("step", net.gpt.step, step_inputs(c)),
         *feeds(net, c.patch_nums, f_hat),
         Entry("decode", net.vae.decode, {"f_hat": f_hat}),
-    ]  # fmt: skip
+    ]
     if net.vae.has_encoder:
         px = side * net.vae.factor
         found.append(Entry("encode", net.vae.encode, {"pixels": f"f32[b,3,{px},{px}]"}))
@@ -257,7 +257,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
 def step_inputs(c: Config) -> dict[str, str]:
     return {"x": f"f32[r,s,{c.dim}]", "ada": f"f32[r,{6 * c.layers + 2},{c.dim}]",
             "past": "i32[r]", "noise": "f32[b,c,2]",
-            **{k: str(t) for k, t in caches(c).items()}}  # fmt: skip
+            **{k: str(t) for k, t in caches(c).items()}}
 
 
 def feeds(net: Any, patch_nums: tuple[int, ...], f_hat: str) -> list[Entry]:
@@ -265,7 +265,7 @@ def feeds(net: Any, patch_nums: tuple[int, ...], f_hat: str) -> list[Entry]:
     last = len(patch_nums) - 1
     return [Entry(f"feed{s}", net.feed(s), {
         "token": f"i64[b,{n * n}]", "f_hat": f_hat, **({"image": "i64[r]"} if s < last else {})})
-        for s, n in enumerate(patch_nums)]  # fmt: skip
+        for s, n in enumerate(patch_nums)]
 
 
 def caches(c: Config) -> dict[str, Type]:
@@ -279,17 +279,17 @@ def program(c: Config) -> Program:
     steps = tuple(
         replace(step, calls=(Call("step"), Call("sample"), Call(f"feed{s}")),
                 guide=(1.0, s / max(last, 1)))
-        for s, step in enumerate(scales(c.patch_nums)))  # fmt: skip
+        for s, step in enumerate(scales(c.patch_nums)))
     return Program(
         "var", c.positions, steps, prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),), inputs=(("cond", Type("i64", ("b",))),),
         state=(*caches(c).items(), ("f_hat", Type("f32", ("b", c.width, side, side)))),
         draws=(Draw("noise", "uniform", 2),), mask="full",
-    )  # fmt: skip
+    )
 
 
 def info(c: Config, vae: MultiScaleVQ) -> dict[str, Any]:
     size = next((k for k, v in SIZES.items() if v == (c.dim, c.layers, c.heads)), "custom")
     return {"dim": c.dim, "layers": c.layers, "heads": c.heads, "vocabulary": c.vocabulary,
             "patch_nums": list(c.patch_nums), "size": size, "classes": c.classes,
-            "pixels": c.patch_nums[-1] * vae.factor}  # fmt: skip
+            "pixels": c.patch_nums[-1] * vae.factor}

@@ -23,7 +23,7 @@ class Level(nn.Module):
     """Res blocks, each followed by attention at the lowest resolution, then a resampling."""
 
     def __init__(self, widths: list[tuple[int, int]], attend: bool, resample: nn.Module | None,
-                 name: str):  # fmt: skip
+                 name: str):
         super().__init__()
         self.res = nn.ModuleList(ResBlock(a, b) for a, b in widths)
         self.attn = nn.ModuleList(AttnBlock(b) for _, b in widths if attend)
@@ -52,10 +52,10 @@ def _levels(t: Shapes, part: str, resample: str) -> list[dict]:
         shapes = [t.get(f"{at}.res.{j}.conv1.weight", (0, 0)) for j in range(n)]
         found.append({"widths": [(s[1], s[0]) for s in shapes],
                       "attend": f"{at}.attn.0.norm.weight" in t,
-                      "resample": f"{at}.{resample}.conv.weight" in t})  # fmt: skip
+                      "resample": f"{at}.{resample}.conv.weight" in t})
     if not found or not all(lv["widths"] for lv in found):
         raise ArcError(f"the decoder file has no {part}.conv_blocks",
-                       hint="give the VQ tokenizer, such as vq_ds16_c2i.pt")  # fmt: skip
+                       hint="give the VQ tokenizer, such as vq_ds16_c2i.pt")
     return found
 
 
@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         self.conv_blocks = nn.ModuleList(
             Level(lv["widths"], lv["attend"],
                   Downsample(lv["widths"][-1][1]) if lv["resample"] else None, "downsample")
-            for lv in levels)  # fmt: skip
+            for lv in levels)
         self.mid = _mid(wide)
         self.norm_out = norm(wide)
         self.conv_out = nn.Conv2d(wide, t["encoder.conv_out.weight"][0], 3, padding=1)
@@ -92,7 +92,7 @@ class Decoder(nn.Module):
         self.conv_blocks = nn.ModuleList(
             Level(lv["widths"], lv["attend"],
                   Upsample(lv["widths"][-1][1]) if lv["resample"] else None, "upsample")
-            for lv in levels)  # fmt: skip
+            for lv in levels)
         self.norm_out = norm(last)
         self.conv_out = nn.Conv2d(last, 3, 3, padding=1)
 
@@ -165,10 +165,10 @@ class VQ(nn.Module):
     def __init__(self, t: Shapes, grid: int):
         super().__init__()
         for name in ("quantize.embedding.weight", "post_quant_conv.weight",
-                     "decoder.conv_in.weight"):  # fmt: skip
+                     "decoder.conv_in.weight"):
             if name not in t:
                 raise ArcError(f"the decoder file lacks {name}",
-                               hint="give the VQ tokenizer, such as vq_ds16_c2i.pt")  # fmt: skip
+                               hint="give the VQ tokenizer, such as vq_ds16_c2i.pt")
         self.codes, self.width = t["quantize.embedding.weight"]
         self.grid = grid
         self.quantize = nn.Module()

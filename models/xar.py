@@ -70,7 +70,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(c.dim, c.dim)
 
     def forward(self, x: Tensor, cache: Cache, past: Tensor,
-                rope: RopeTable) -> tuple[Tensor, Cache]:  # fmt: skip
+                rope: RopeTable) -> tuple[Tensor, Cache]:
         q, k, v = self.qkv(x).split(self.dim, -1)
         q, k = (arc.rope(y, rope.cos, rope.sin, past, self.heads, True) for y in (q, k))
         kc, vc = arc.cache_append(cache[0], k, past), arc.cache_append(cache[1], v, past)
@@ -105,7 +105,7 @@ class Block(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(c.dim, 6 * c.dim))
 
     def forward(self, x: Tensor, y: Tensor, cache: Cache, past: Tensor,
-                rope: RopeTable) -> tuple[Tensor, Cache]:  # fmt: skip
+                rope: RopeTable) -> tuple[Tensor, Cache]:
         """x [r,s,dim], y [r,1,dim]"""
         gain1, gain2, scale1, scale2, shift1, shift2 = self.ada_lin(y).chunk(6, -1)
         out, cache = self.attn(modulate(x, scale1, shift1), cache, past, rope)
@@ -144,7 +144,7 @@ class Transformer(nn.Module):
         """Of x [r,cell,C], under the condition y [r,1,dim]; `caches` become those after it."""
         at = past[:, None].long() + torch.arange(self.c.cell)
         encoder, decoder = (nn.functional.embedding(at, p[0]) for p in (
-            self.encoder_pos_embed_learned, self.decoder_pos_embed_learned))  # fmt: skip
+            self.encoder_pos_embed_learned, self.decoder_pos_embed_learned))
         x = self.z_proj_ln(self.z_proj(x) + encoder)
         for i, block in enumerate(self.encoder_blocks):
             x, caches[i] = block(x, y, caches[i], past, self.rope)
@@ -155,7 +155,7 @@ class Transformer(nn.Module):
 
     def flow(self, x: Tensor, label: Tensor, past: Tensor, turn: Tensor, image: Tensor,
              row: Tensor, null_row: Tensor, scale: Tensor, temperature: Tensor, noise: Tensor,
-             **cache: Tensor) -> dict[str, Tensor]:  # fmt: skip
+             **cache: Tensor) -> dict[str, Tensor]:
         """One turn of x [b,cell,C]. The caches hold the noisy cell too, until it is clean."""
         caches = [(cache[f"k{i}"], cache[f"v{i}"]) for i in range(self.c.layers)]
         y = (label + self.time_embed(turn))[:, None]
@@ -206,7 +206,7 @@ class XAR(Family):
             names = state(Transformer(c), skip=TABLES)
         facts = {"num_heads": str(c.heads), "flow_steps": str(c.steps)}
         return Source(weights(names, seed), weights(kl.published(c.channels), seed),
-                      metadata=facts)  # fmt: skip
+                      metadata=facts)
 
     def model(self, source: Source, options: Options) -> Model:
         t, c = source.tensors, config(source, options)
@@ -217,16 +217,16 @@ class XAR(Family):
         names = state(net, skip=[f"xar.{k}" for k in TABLES])
         bound = bind({"xar.": t, "vae.": source.decoder or {}}, names).plus(tables(c))
         return Model(net, entries(net, c), program(c, vae is not None), bound, info(c, vae),
-                     defaults={"guidance": EVALUATED.get(c.dim, (2.5, 0))[0]})  # fmt: skip
+                     defaults={"guidance": EVALUATED.get(c.dim, (2.5, 0))[0]})
 
 
 TABLES = ("schedule", "time_embed.rows", "rope.")  # ours, not the checkpoint's
 _OWN = {"z_proj_ln.weight", "time_embed.mlp.0.weight", "encoder_pos_embed_learned",
         "encoder_blocks.0.mlp.fc1_g.weight", "encoder_blocks.0.ada_lin.1.weight", "pred.weight",
-        "class_emb.weight"}  # fmt: skip
+        "class_emb.weight"}
 _TOP = {"encoder_pos_embed_learned", "decoder_pos_embed_learned", "mask", "class_emb", "time_embed",
         "z_proj", "z_proj_ln", "encoder_blocks", "decoder_blocks", "encoder_norm", "decoder_norm",
-        "decoder_embed", "pred"}  # fmt: skip
+        "decoder_embed", "pred"}
 
 
 def of_size(size: str) -> Config:
@@ -246,13 +246,13 @@ def config(source: Source, options: Options) -> Config:
     t = source.tensors
     if missing := sorted(_OWN - {*t}):
         raise ArcError(f"not an xAR transformer: {missing[0]} is missing",
-                       hint="name the family with --family")  # fmt: skip
+                       hint="name the family with --family")
     classes, dim = shape(t, "class_emb.weight", 2)
     positions = shape(t, "encoder_pos_embed_learned", 3)[1]
     side = math.isqrt(positions)
     if side**2 != positions or side % CELLS:
         raise ArcError(f"{positions} tokens are not a square of {CELLS} x {CELLS} cells",
-                       hint="is it an xAR checkpoint?")  # fmt: skip
+                       hint="is it an xAR checkpoint?")
     steps = told(source, "flow_steps") or EVALUATED.get(dim, (0, 50))[1]
     steps = positive(options, "flow_steps", steps, "the number of flow steps")
     if steps > TRAINED:
@@ -260,7 +260,7 @@ def config(source: Source, options: Options) -> Config:
     hidden = shape(t, "encoder_blocks.0.mlp.fc1_g.weight", 2)[0]
     return Config(dim, count(t, "encoder_blocks."), count(t, "decoder_blocks."),
                   heads(source, options, dim), hidden, classes - 1,
-                  shape(t, "z_proj.weight", 2)[1], positions, steps)  # fmt: skip
+                  shape(t, "z_proj.weight", 2)[1], positions, steps)
 
 
 def heads(source: Source, options: Options, dim: int) -> int:
@@ -270,7 +270,7 @@ def heads(source: Source, options: Options, dim: int) -> int:
     found = positive(options, "num_heads", known, f"the number of heads of a {dim}-wide model")
     if dim % found or (dim // found) % 4:
         raise ArcError(f"num_heads={found} does not divide {dim} into heads of a multiple of 4",
-                       hint="2-D rotary embedding needs head sizes divisible by 4")  # fmt: skip
+                       hint="2-D rotary embedding needs head sizes divisible by 4")
     return found
 
 
@@ -314,7 +314,7 @@ def tables(c: Config) -> dict[str, Any]:
     return {"@xar.schedule": lambda: flow(c.steps),
             "@xar.time_embed.rows": lambda: sinusoid(told_times),
             "@xar.rope.cos": lambda: rope()["cos"],
-            "@xar.rope.sin": lambda: rope()["sin"]}  # fmt: skip
+            "@xar.rope.sin": lambda: rope()["sin"]}
 
 
 # --- the loop ------------------------------------------------------------------------------------
@@ -347,7 +347,7 @@ def program(c: Config, decodes: bool) -> Program:
         draws=(Draw("initial_noise", "normal", c.channels),
                Draw("noise", "normal", c.channels, "loop")),
         tables={"flow": {"turn": turns}, "last": {"turn": turns[:-1]}}, mask="full",
-    )  # fmt: skip
+    )
 
 
 def entries(net: Net, c: Config) -> list[Entry]:
@@ -361,7 +361,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
             "row": "i64[b]", "null_row": "i64[b]", "scale": "f32[b]", "temperature": "f32[b]",
             "noise": x, **{k: str(t) for k, t in caches(c).items()}}),
         Entry("place", net.xar.place, {**latents, "x": x, "cells": f"i64[{c.cell}]"}),
-    ]  # fmt: skip
+    ]
     if hasattr(net, "vae"):
         found.append(Entry("decode", net.vae.decode, latents))
     return found
@@ -371,5 +371,5 @@ def info(c: Config, vae: kl.KL | None) -> dict[str, Any]:
     size = next((k for k, v in SIZES.items() if v[:2] == (c.dim, c.encoder)), "custom")
     found = {"size": size, "dim": c.dim, "layers": [c.encoder, c.decoder], "heads": c.heads,
              "grid": c.grid, "classes": c.classes, "channels": c.channels, "cells": CELLS**2,
-             "flow_steps": c.steps}  # fmt: skip
+             "flow_steps": c.steps}
     return found | ({"pixels": c.grid * vae.factor} if vae is not None else {})

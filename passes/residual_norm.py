@@ -31,7 +31,7 @@ def _graph(g: Graph) -> Graph:
             continue
         sums.add(add)
         fused[n] = Node("residual_norm", (*add.args, *n.args[1:]), (*n.outs, *add.outs), n.attrs,
-                        f"{n.origin} > residual-norm")  # fmt: skip
+                        f"{n.origin} > residual-norm")
     if not fused:
         return g
     return g.with_nodes(fused.get(n, n) for n in g.nodes if n not in sums)

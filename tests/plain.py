@@ -31,7 +31,7 @@ def engine(family, source, folder: Path, target="ort-cpu", **options):
 def held(arrays, name="test weights"):
     """A checkpoint of arrays."""
     return Weights(name, {k: Entry(tuple(a.shape), "f32", lambda a=a: np.array(a, np.float32))
-                          for k, a in arrays.items()})  # fmt: skip
+                          for k, a in arrays.items()})
 
 
 def torches(t):
@@ -42,7 +42,7 @@ def shaken(t, seed=1, scale=0.3):
     """The same names with larger random numbers, norms and biases included: no ties, no zeros."""
     rng = np.random.default_rng(seed)
     return held({k: rng.standard_normal(t.shape(k)) * scale + (1.0 if _unit(k, t.shape(k)) else 0)
-                 for k in t})  # fmt: skip
+                 for k in t})
 
 
 def _unit(name, shape):
@@ -63,7 +63,7 @@ def near(a, b, most=1e-4):
 def mixed_is_solo(e, cond, rows, most=1e-5):
     """A batch of two of everything gives each row what it gets alone, and a seed gives it again."""
     ask = {"seed": [5, 9], "guidance": [3.0, 1.0], "temperature": [1.0, 0.7], "top_k": [0, 20],
-           "top_p": [0.9, 1.0]}  # fmt: skip
+           "top_p": [0.9, 1.0]}
     both = e.generate(cond, **ask)
     assert (e.generate(cond, **ask).tokens == both.tokens).all()
     for i, row in enumerate(rows):

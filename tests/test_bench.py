@@ -14,9 +14,9 @@ from arcompile.errors import ArcError
 HEAD = {"suite", "time", "host", "quick", "arcompile", "family", "target", "dtype", "passes",
         "model", "batch", "guidance", "weights", "positions", "steps", "block", "settings",
         "machine", "greedy", "sampled", "tokens", "prompt_ms", "bytes", "series",
-        "limits"}  # fmt: skip
+        "limits"}
 STEP = {"engine", "eager", "eager_vs_engine", "tokens_per_s", "eager_tokens_per_s", "gbps",
-        "percent_of_read", "floor"}  # fmt: skip
+        "percent_of_read", "floor"}
 
 
 def test_verdicts():

@@ -12,7 +12,7 @@ from arcompile.pipeline import PASSES, parse_pipeline, run
 from arcompile.program_text import parse_program
 
 DEFAULT = ("fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention, fuse-sampling, "
-           "dead-code")  # fmt: skip
+           "dead-code")
 VALUES = [name for name, each in PASSES.all().items() if each.keeps == "values"]
 
 

@@ -266,7 +266,7 @@ def test_arc_ops_mean_the_same_in_torch_and_numpy():
     cache = "f32[r,1,9,4]"
     g = call(m, Entry("step", m.step, {
         "x": "f32[r,s,8]", "past": "i32[r]", "k": cache, "v": cache, "keep": "bool[r,9]",
-        "image": "f32[b,3,4,4]", "like": "f32[b,c]"}))  # fmt: skip
+        "image": "f32[b,3,4,4]", "like": "f32[b,c]"}))
     used = {n.op for n in g.nodes}
     assert {"rope", "cache_append", "attention", "tail", "l2_norm", "resize", "rms_norm"} <= used
     keep = np.random.default_rng(1).random((2, 9)) < 0.5

@@ -25,7 +25,7 @@ LAYERS = (
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "triton", "tensorrt",
-         "matplotlib", "networkx"}  # fmt: skip
+         "matplotlib", "networkx"}
 MAY = {"models": {"torch"}, "nn": {"torch"}, "export": {"torch"}, "analysis": {"networkx"},
        "bench": {"torch"}}
 NEVER = {"passes": HEAVY}  # not even inside a function
@@ -92,7 +92,7 @@ def test_the_arrow_is_checked():
     RANK["dims_"] = 1
     try:
         assert "arcompile.dims_ imports arcompile.pipeline.run" in [*against_the_arrow(
-            "arcompile.dims_")]  # fmt: skip
+            "arcompile.dims_")]
     finally:
         del MODULES["arcompile.dims_"], RANK["dims_"]
 
@@ -123,7 +123,7 @@ def test_imports_with_nothing_installed():
     """Every module but those of MAY imports where the heavy packages are missing."""
     names = [n for n in MODULES if part(n) not in MAY and not n.endswith("__main__")]
     code = (f"import importlib, sys\nsys.modules.update(dict.fromkeys({sorted(HEAVY)!r}))\n"
-            f"for name in {names!r}:\n    importlib.import_module(name)\n")  # fmt: skip
+            f"for name in {names!r}:\n    importlib.import_module(name)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 

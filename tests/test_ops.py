@@ -80,7 +80,7 @@ case("gelu", f32(3, 4), of=F.gelu, approximate=False)
 for _n in ("add", "sub", "mul", "div", "maximum", "minimum"):
     case(_n, f32(2, 3, 4), f32(3, 1), of=getattr(torch, _n))
     case(_n, ints(9, 4), 1 + ints(9, 4), of=torch.floor_divide if _n == "div" else
-         getattr(torch, _n))  # fmt: skip
+         getattr(torch, _n))
 case("div", ints(9, 8) - 4, 1 + ints(3, 8), of=lambda x, y: torch.div(x, y, rounding_mode="floor"))
 case("pow", f32(3, 4, lo=0.1), f32(4), of=torch.pow)
 case("mod", f32(3, 4), f32(4, lo=0.5), of=torch.remainder)
@@ -89,7 +89,7 @@ case("not", bools(5), of=torch.logical_not)
 case("and", bools(4, 1), bools(5), of=torch.logical_and)
 case("or", bools(4, 1), bools(5), of=torch.logical_or)
 for _n, _of in {"equal": torch.eq, "less": torch.lt, "greater": torch.gt, "less_equal": torch.le,
-                "greater_equal": torch.ge}.items():  # fmt: skip
+                "greater_equal": torch.ge}.items():
     case(_n, ints(3, 20), ints(3, 20), of=_of)
 case("where", bools(3, 1), f32(4), f32(3, 4), of=torch.where)
 case("cast", f32(6), of=lambda x: x.to(torch.int64), dtype="i64")
@@ -107,18 +107,18 @@ case("transpose", f32(2, 3, 4), of=lambda x: x.permute(2, 0, 1), perm=(2, 0, 1))
 case("expand", f32(3, 1), of=lambda x: x.expand(2, 3, 4), shape=(2, 3, 4))
 case("concat", f32(2, 3), f32(2, 1), f32(2, 2), of=lambda *x: torch.cat(x, 1), axis=-1)
 for _s in ((0, None, 1), (1, 3, 1), (-2, None, 1), (1, -1, 1), (0, None, 2), (-3, -1, 1), (9, 9, 1),
-           (-3, 5, 1)):  # fmt: skip
+           (-3, 5, 1)):
     case("slice", f32(5, 6), of=lambda x, s=_s: x[:, s[0] : s[1] : s[2]], axis=1, start=_s[0],
-         stop=_s[1], step=_s[2])  # fmt: skip
+         stop=_s[1], step=_s[2])
 case("split", f32(2, 6), of=lambda x: x.split((1, 2, 3), 1), axis=1, sizes=(1, 2, 3))
 case("pad", f32(2, 3), of=lambda x: F.pad(x, (1, 2, 0, 1), value=0.5), pads=((0, 1), (1, 2)),
-     value=0.5)  # fmt: skip
+     value=0.5)
 case("tail", f32(2, 5, 3), f32(9, 2), of=lambda x, like: x[:, -2:], axis=1)
 case("gather", f32(5, 3), ints(5, 2, 4), of=lambda x, i: x[i], axis=0)
 case("gather", f32(5, 3), ints(3, 2, dtype=np.int32), of=lambda x, i: x[:, i.long()], axis=-1)
 case("take_along", f32(3, 5), ints(5, 3, 2), of=lambda x, i: x.gather(1, i), axis=1)
 case("put_along", f32(2, 5), np.array([[0, 3], [4, 1]]), f32(2, 2),
-     of=lambda x, i, new: x.scatter(1, i, new), axis=1)  # fmt: skip
+     of=lambda x, i, new: x.scatter(1, i, new), axis=1)
 for _n, _of in {"sum": torch.sum, "mean": torch.mean, "max": torch.amax, "min": torch.amin}.items():
     case(_n, f32(2, 3, 4), of=lambda x, f=_of: f(x, (0, 2)), axes=(0, -1))
     case(_n, f32(2, 3, 4), of=lambda x, f=_of: f(x, (1,), keepdim=True), axes=(1,), keepdims=True)
@@ -134,31 +134,31 @@ case("matmul", f32(2, 3, 4), f32(4, 5), of=torch.matmul)
 case("matmul", f32(2, 1, 3, 4), f32(3, 4, 5), of=torch.matmul)
 case("layer_norm", f32(2, 3, 4), of=lambda x: F.layer_norm(x, (4,), eps=1e-6), eps=1e-6)
 case("layer_norm", f32(3, 4), f32(4), f32(4), of=lambda x, w, b: F.layer_norm(x, (4,), w, b, 1e-5),
-     eps=1e-5)  # fmt: skip
+     eps=1e-5)
 case("rms_norm", f32(3, 4), f32(4), of=lambda x, w: F.rms_norm(x, (4,), w, 1e-5), eps=1e-5)
 case("rms_norm", f32(3, 4), of=lambda x: F.rms_norm(x, (4,), eps=1e-5), eps=1e-5)
 case("residual_norm", f32(3, 4), f32(3, 4), f32(4),
-     of=lambda x, y, w: (F.rms_norm(x + y, (4,), w, 1e-5), x + y), eps=1e-5)  # fmt: skip
+     of=lambda x, y, w: (F.rms_norm(x + y, (4,), w, 1e-5), x + y), eps=1e-5)
 case("group_norm", f32(2, 6, 3, 3), f32(6), f32(6),
-     of=lambda x, w, b: F.group_norm(x, 3, w, b, 1e-6), groups=3, eps=1e-6)  # fmt: skip
+     of=lambda x, w, b: F.group_norm(x, 3, w, b, 1e-6), groups=3, eps=1e-6)
 case("group_norm", f32(2, 6, 5), f32(6), f32(6),
-     of=lambda x, w, b: F.group_norm(x, 2, w, b, 1e-6), groups=2, eps=1e-6)  # fmt: skip
+     of=lambda x, w, b: F.group_norm(x, 2, w, b, 1e-6), groups=2, eps=1e-6)
 for _ax in (-1, 1):
     case("l2_norm", f32(2, 3, 4), of=lambda x, a=_ax: F.normalize(x, dim=a), axis=_ax, eps=1e-12)
 case("l2_norm", np.zeros((2, 3), np.float32), of=lambda x: F.normalize(x), axis=1, eps=1e-12)
 case("upsample", f32(2, 3, 2, 4), of=lambda x: F.interpolate(x, scale_factor=3), factor=3)
 for _m, (_h, _w) in itertools.product(("bicubic", "bilinear", "area"),
-                                      ((8, 5), (3, 3), (4, 6), (1, 1), (7, 2))):  # fmt: skip
+                                      ((8, 5), (3, 3), (4, 6), (1, 1), (7, 2))):
     flat = {} if _m == "area" else {"align_corners": False}
     case("resize", f32(2, 3, 4, 6), of=lambda x, h=_h, w=_w, m=_m, k=flat: F.interpolate(
-        x, (h, w), mode=m, **k), size=(_h, _w), mode=_m)  # fmt: skip
+        x, (h, w), mode=m, **k), size=(_h, _w), mode=_m)
 for _stride, _pads, _groups in ((1, (0, 0, 0, 0), 1), (1, (1, 1, 1, 1), 2), (2, (0, 0, 1, 1), 1),
-                                (2, (2, 0, 1, 3), 4), (3, (1, 2, 0, 1), 2)):  # fmt: skip
+                                (2, (2, 0, 1, 3), 4), (3, (1, 2, 0, 1), 2)):
     for _bias in ((), (f32(8),)):
         case("conv2d", f32(2, 4, 7, 6), f32(8, 4 // _groups, 3, 2), *_bias,
              of=lambda x, w, *b, s=_stride, p=_pads, g=_groups: F.conv2d(
                  F.pad(x, (p[1], p[3], p[0], p[2])), w, *b, stride=s, groups=g),
-             stride=_stride, pads=_pads, groups=_groups)  # fmt: skip
+             stride=_stride, pads=_pads, groups=_groups)
 
 ELSEWHERE = {"rope", "cache_append", "attention", "decode_attention", "filter_logits", "draw"}
 
@@ -201,7 +201,7 @@ def test_rope_is_a_complex_turn(interleaved):
     r, s, heads, e, rows = 2, 3, 2, 8, 10
     x, angle, past = f32(r, s, heads * e), f32(rows, e // 2), np.array([0, 5], np.int32)
     (out,) = apply("rope", x, np.cos(angle), np.sin(angle), past, heads=heads,
-                   interleaved=interleaved)  # fmt: skip
+                   interleaved=interleaved)
     y = x.reshape(r, s, heads, e)
     a, b = (y[..., ::2], y[..., 1::2]) if interleaved else (y[..., : e // 2], y[..., e // 2 :])
     at = past[:, None] + np.arange(s)
@@ -210,7 +210,7 @@ def test_rope_is_a_complex_turn(interleaved):
     want = np.stack(parts, -1).reshape(y.shape) if interleaved else np.concatenate(parts, -1)
     np.testing.assert_allclose(out, want.reshape(x.shape), atol=1e-6)
     (same,) = apply("rope", x, np.cos(angle), np.sin(angle), at.astype(np.int64), heads=heads,
-                    interleaved=interleaved)  # fmt: skip
+                    interleaved=interleaved)
     assert (same == out).all()
 
 
@@ -248,7 +248,7 @@ def test_attention(mask, groups, extra):
         add = add + torch.from_numpy(more["bias"])
     want = F.scaled_dot_product_attention(
         split_heads(q, heads), split_heads(k, groups), split_heads(v, groups), attn_mask=add,
-        scale=0.3, enable_gqa=True)  # fmt: skip
+        scale=0.3, enable_gqa=True)
     options = {"heads": heads, "kv_heads": groups, "scale": 0.3, "mask": mask, "extra": extra}
     (out,) = apply("attention", q, k, v, *(more[n] for n in extra), **options)
     close(out, want.transpose(1, 2).reshape(r, s, heads * 6))
@@ -267,13 +267,13 @@ def test_decode_attention_is_its_parts(interleaved, keep):
     more = (bools(r, slots),) if keep else ()
     spin = {"interleaved": interleaved}
     out, k1, v1 = apply("decode_attention", q, k, v, kc, vc, past, cos, sin, *more, heads=heads,
-                        kv_heads=groups, scale=0.3, mask="causal", **spin)  # fmt: skip
+                        kv_heads=groups, scale=0.3, mask="causal", **spin)
     (turned,) = apply("rope", k, cos, sin, past, heads=groups, **spin)
     (query,) = apply("rope", q, cos, sin, past, heads=heads, **spin)
     (want_k,) = apply("cache_append", kc, turned, past)
     (want_v,) = apply("cache_append", vc, v, past)
     (want,) = apply("attention", query, want_k, want_v, past, *more, heads=heads, kv_heads=groups,
-                    scale=0.3, mask="causal", extra=("past", "keep")[: 1 + keep])  # fmt: skip
+                    scale=0.3, mask="causal", extra=("past", "keep")[: 1 + keep])
     assert (out == want).all()
     assert (k1 == want_k).all()
     assert (v1 == want_v).all()
@@ -298,7 +298,7 @@ def upstream(x: Any, temperature: float, top_k: int, top_p: float) -> Any:
 
 
 PARAMETERS = [(1.0, 0, 1.0), (0.7, 5, 1.0), (1.3, 0, 0.5), (1.0, 9, 0.8), (0.0, 3, 0.9),
-              (1.0, 1, 1.0), (1.0, 0, 0.0), (2.0, 500, 1.0), (1.0, 40, 0.95)]  # fmt: skip
+              (1.0, 1, 1.0), (1.0, 0, 0.0), (2.0, 500, 1.0), (1.0, 40, 0.95)]
 
 
 def columns(rows: Any) -> tuple[Any, Any, Any]:

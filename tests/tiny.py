@@ -125,7 +125,7 @@ def llama(layers=2):
         weights="\n".join(_WEIGHTS.format(i=i) for i in range(layers)),
         layers="\n".join(_LAYER.format(i=i, n=i + 1, x=f"x{i}" if i else "x")
                          for i in range(layers)),
-    )  # fmt: skip
+    )
     return parse_program(text + str(sample_graph(16)))
 
 
@@ -169,7 +169,7 @@ def results(p, source=None, only=None):
     """What every graph computes from random inputs: {graph: {result: array}}."""
     store = Store(source or weights(p), p.fold)
     return {g.name: evaluate(g, inputs(g), store) for g in p.graphs
-            if only is None or g.name in only}  # fmt: skip
+            if only is None or g.name in only}
 
 
 def same(old, new, source=None, only=None):
@@ -189,7 +189,7 @@ def generate(p, source=None, temperature=0.0, cond=(1, 2), scale=2.0, finish=Tru
     b = len(cond)
     q = Request({"cond": np.array(cond)}, np.arange(b, dtype=np.uint64), np.zeros(b, int),
                 np.full(b, scale), np.full(b, temperature, np.float32), np.zeros(b, int),
-                np.ones(b, np.float32))  # fmt: skip
+                np.ones(b, np.float32))
     runner = models(p, Store(source or weights(p), p.fold)).runner()
     loop = Loop(p, runner, q, 16)
     loop.keep_logits = True

@@ -26,7 +26,7 @@ app = typer.Typer(
     epilog="Example: arcompile build c2i_B_256.pt --decoder vq_ds16_c2i.pt -o engine",
     context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
-)  # fmt: skip
+)
 
 COMMANDS: dict[str, tuple[Any, str]] = {
     "build": (build.build, "arcompile build c2i_B_256.pt --decoder vq_ds16_c2i.pt -o engine"),
@@ -56,7 +56,7 @@ def _start(
     = False,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                           help="Show the version and exit.")] = False,
-) -> None:  # fmt: skip
+) -> None:
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 
@@ -103,7 +103,7 @@ def _explain(e: Exception) -> ArcError:
         return ArcError(f"{e.filename}: {e.strerror}", hint="check the path and its permissions")
     text = (str(e).strip().splitlines() or [""])[0][:200]
     return ArcError(f"internal error: {type(e).__name__}: {text}",
-                    hint="run again with --debug, and report what it prints")  # fmt: skip
+                    hint="run again with --debug, and report what it prints")
 
 
 def _usage(e: Any) -> ArcError:

@@ -30,7 +30,7 @@ def build(
                                             help="The engine folder; in the cache unless given.")]
     = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Compile a checkpoint to an engine folder. The same inputs again are a cache hit."""
     import arcompile
 
@@ -43,9 +43,9 @@ def build(
 
         engine = arcompile.build(
             checkpoint, decoder=decoder, family=family, target=target, dtype=dtype, passes=passes,
-            options=parse_options(option), out=out, progress=report)  # fmt: skip
+            options=parse_options(option), out=out, progress=report)
     told = summary(engine) | {"seconds": round(time.perf_counter() - start, 3),
-                              "cached": "cached" in seen}  # fmt: skip
+                              "cached": "cached" in seen}
     print_json(told) if as_json else _print(told)
 
 
@@ -61,7 +61,7 @@ def summary(engine: Engine) -> dict[str, Any]:
         "weights_bytes": sum(n for name, n in files.items() if name.endswith(".safetensors")),
         "cache_bytes_per_row": sum(t.nbytes(row) for _, t in p.state),
         "next": next_command(engine),
-    }  # fmt: skip
+    }
 
 
 def next_command(engine: Engine) -> str:
@@ -83,5 +83,5 @@ def _print(told: dict[str, Any]) -> None:
         "passes": ", ".join(told["passes"]),
         "size": f"{size(told['bytes'])}, weights {size(told['weights_bytes'])}",
         "cache": f"{size(cache)} an image, twice that when guided" if cache else "",
-    }))  # fmt: skip
+    }))
     print(f"next: {told['next']}")

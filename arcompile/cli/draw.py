@@ -51,7 +51,7 @@ def generate(
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="FILE.npy",
         help="Save the tokens, int64 [images, positions], or the latents.")] = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Draw pictures. The settings used are written into the PNG (text chunk `parameters`)."""
     import arcompile
 
@@ -67,7 +67,7 @@ def generate(
               "guidance_interval": _or(guidance_interval, base.get("guidance_interval")),
               "temperature": _or(temperature, base["temperature"]),
               "top_k": int(_or(top_k, base["top_k"])),
-              "top_p": _or(top_p, base["top_p"])}  # fmt: skip
+              "top_p": _or(top_p, base["top_p"])}
     with Bars() as bars:
         result = opened.generate(
             cond, seed=seed, n=n, **chosen, on_step=lambda p: bars("drawing", p.step / p.steps))
@@ -76,7 +76,7 @@ def generate(
     used = {"seed": seed, "cond": said, "n": n, **chosen, "engine": made_by}
     _write(result, out, tokens, used)
     told = {"path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
-            **used, **_told(result), "timings": {"open": ready, **result.timings}}  # fmt: skip
+            **used, **_told(result), "timings": {"open": ready, **result.timings}}
     print_json(told) if as_json else _print(told)
 
 
@@ -113,7 +113,7 @@ def _destination(engine: Engine, out: Path | None, tokens: Path | None) -> Path 
 
 
 def _condition(engine: Engine, labels: Sequence[str] | None, names: Sequence[str] | None,
-               prompts: Sequence[str] | None, features: Path | None) -> Any:  # fmt: skip
+               prompts: Sequence[str] | None, features: Path | None) -> Any:
     """Class numbers and names, words, or arrays by input name. Raises ArcError."""
     wanted = dict(engine.program.inputs)
     if set(wanted) == {"cond"}:
@@ -128,7 +128,7 @@ def _condition(engine: Engine, labels: Sequence[str] | None, names: Sequence[str
         raise ArcError(f"family {engine.manifest['family']} has no classes", hint=hint)
     if bool(prompts) == (features is not None):
         raise ArcError("--prompt or --features, not both" if prompts else "no condition given",
-                       hint=hint)  # fmt: skip
+                       hint=hint)
     return list(prompts) if prompts else _arrays(Path(str(features)), wanted)
 
 
@@ -154,7 +154,7 @@ def _arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
                 raise ArcError(f"{path} is one array, not an .npz of several", hint=hint)
             if not wanted.keys() & set(held.files):
                 raise ArcError(f"{path} holds {', '.join(held.files)[:200] or 'nothing'}, "
-                               f"and no {' or '.join(wanted)}", hint=hint)  # fmt: skip
+                               f"and no {' or '.join(wanted)}", hint=hint)
             return {k: held[k] for k in held.files if k in wanted}
     except ArcError:
         raise
@@ -177,7 +177,7 @@ def _write(result: Output, out: Path | None, tokens: Path | None, used: Any) -> 
         _save_tokens(result, tokens)
     if out is not None and result.images is not None:
         save(result.images, out, {"Software": f"arcompile {arcompile.__version__}",
-                                  "parameters": json.dumps(used)})  # fmt: skip
+                                  "parameters": json.dumps(used)})
 
 
 def _drawn(result: Output) -> Array:
@@ -209,7 +209,7 @@ def _print(told: dict[str, Any]) -> None:
     print(f"drew {what} into {told['path'] or told['tokens_path']}")
     step = t["loop"] / max(1, len(t["steps"]))
     given = {k: told[k] for k in ("seed", "guidance", "guidance_interval", "temperature", "top_k",
-                                  "top_p") if told[k] is not None}  # fmt: skip
+                                  "top_p") if told[k] is not None}
     print(facts({
         "cond": ", ".join(map(str, told["cond"])) if isinstance(told["cond"], list) else
                 str(told["cond"]),
@@ -218,4 +218,4 @@ def _print(told: dict[str, Any]) -> None:
         "tokens": f"sha256 {told['tokens_sha256']}",
         "time": f"{t['total']:.2f} s ({len(t['steps'])} steps of {step * 1e3:.1f} ms, pixels "
                 f"{t['finish']:.2f} s), opened in {t['open']:.2f} s",
-    }))  # fmt: skip
+    }))

@@ -41,7 +41,7 @@ def show(
                       "run. [default: ort-cpu for a checkpoint, none for text]")] = None,
     option: Option = None,
     as_json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show the loop, the graphs, what passes do and what it costs."""
     from arcompile import show as see
 
@@ -50,7 +50,7 @@ def show(
     p = see.after(found, after) if after else found[-1].program
     if diff:
         old = see.before(found, before or after or found[-1].name) if before or after else (
-            found[0].program)  # fmt: skip
+            found[0].program)
         if before and not after:
             old, p = found[0].program, see.before(found, before)
         text = see.diff(old, p, graph or "")
@@ -78,7 +78,7 @@ def _open(path: str, decoder: str | None, family: str | None, option: list[str] 
             from arcompile.compile import program
 
             return program(path, decoder=decoder, family=family, options=parse_options(option),
-                           progress=bars)  # fmt: skip
+                           progress=bars)
 
         return open_shown(path, read)
 
@@ -106,7 +106,7 @@ def _dot(p: Program, graph: str | None) -> str:
         from arcompile.analysis import dot
     except ImportError:
         raise ArcError("--dot needs networkx, which is not installed", code=2,
-                       hint="pip install networkx") from None  # fmt: skip
+                       hint="pip install networkx") from None
     return "\n".join(map(dot, [named(p, graph)] if graph else every(p)))
 
 
@@ -131,7 +131,7 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
         return print_json({
             "kind": opened.kind, "program": to_data(p), "built": list(opened.built),
             "graphs": [dict(zip(graphs[0], g, strict=True)) for g in graphs[1:]],
-            "passes": [dict(zip(steps[0], s, strict=True)) for s in steps[1:]]})  # fmt: skip
+            "passes": [dict(zip(steps[0], s, strict=True)) for s in steps[1:]]})
     print(see.outline(p))
     print(columns(graphs))
     if opened.built:
@@ -156,7 +156,7 @@ def bisect(
                       "run. [default: ort-cpu for a checkpoint, none for text]")] = None,
     option: Option = None,
     as_json: Json = False,
-) -> int:  # fmt: skip
+) -> int:
     """Find the first rewrite that changes values. Exit code 1 when there is one.
 
     Every program runs by the numpy reference, on small random inputs, against the one no pass
@@ -184,10 +184,10 @@ def bisect(
         guilty = search(opened.program, pipeline, fine)
     if as_json:
         print_json({"guilty": guilty, "rewrites": len(debug.fired), "limit": limit,
-                    "errors": said})  # fmt: skip
+                    "errors": said})
     elif guilty is None:
         print(f"all {len(debug.fired)} rewrites keep the values: "
-              f"{', '.join(said)} differ by {max(said.values()):.2g} at most")  # fmt: skip
+              f"{', '.join(said)} differ by {max(said.values()):.2g} at most")
     else:
         worst = max(said, key=said.__getitem__)
         print(f"guilty: {guilty}\n  {worst} is off by {said[worst]:.2g}, the limit is {limit:g}")

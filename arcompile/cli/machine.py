@@ -60,7 +60,7 @@ def markdown_table(rows: Rows) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k}={v}" if not isinstance(v, str) else f"{k} ({v})"
-                         for k, v in value.items())  # fmt: skip
+                         for k, v in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
@@ -74,7 +74,7 @@ def _passes() -> Rows:
 
     return [{"name": name, "about": _about(cls), "keeps": cls.keeps,
              "options": {f.name: f.default for f in dataclasses.fields(cls)}}
-            for name, cls in PASSES.all().items()]  # fmt: skip
+            for name, cls in PASSES.all().items()]
 
 
 def _models() -> Rows:
@@ -84,11 +84,11 @@ def _models() -> Rows:
         found = FAMILIES.all()
     except ModuleNotFoundError as e:
         raise ArcError(f"listing models needs {e.name}, which is not installed", code=MACHINE,
-                       hint="pip install 'arcompile[build]'") from None  # fmt: skip
+                       hint="pip install 'arcompile[build]'") from None
     return [{"name": name, "about": _about(f), "order": f.order, "licence": f.licence,
              "sizes": list(f.sizes), "containers": [c or "raw" for c in f.containers],
              "verified": f.verified, "options": dict(f.options)}
-            for name, f in found.items()]  # fmt: skip
+            for name, f in found.items()]
 
 
 def _targets() -> Rows:
@@ -96,7 +96,7 @@ def _targets() -> Rows:
 
     return [{"name": name, "about": _about(t), "dtypes": list(t.dtypes), "needs": list(t.needs),
              "passes": t.passes, "not here": t.available()}
-            for name, t in TARGETS.all().items()]  # fmt: skip
+            for name, t in TARGETS.all().items()]
 
 
 def _kernels() -> Rows:
@@ -114,7 +114,7 @@ def _kernels() -> Rows:
 
 LISTS: dict[str, Callable[[], Rows]] = {
     "passes": _passes, "models": _models, "targets": _targets, "kernels": _kernels,
-}  # fmt: skip
+}
 
 
 def bench(
@@ -124,7 +124,7 @@ def bench(
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
                                              help="Where to keep the results.")] = None,
     as_json: Json = False,
-) -> int:  # fmt: skip
+) -> int:
     """Measure this machine."""
     from arcompile import bench as suites
 

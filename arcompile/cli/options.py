@@ -12,17 +12,17 @@ from arcompile.errors import ArcError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Decoder = Annotated[str | None, typer.Option("--decoder", metavar="FILE",
-                                             help="The image tokenizer's checkpoint.")]  # fmt: skip
+                                             help="The image tokenizer's checkpoint.")]
 Family = Annotated[str | None, typer.Option("--family", metavar="NAME",
-                                            help="Told by the tensors unless given.")]  # fmt: skip
+                                            help="Told by the tensors unless given.")]
 Target = Annotated[str, typer.Option("--target", metavar="NAME",
-                                     help="What to compile for; see `list targets`.")]  # fmt: skip
+                                     help="What to compile for; see `list targets`.")]
 Passes = Annotated[str | None, typer.Option("--passes", metavar="LIST",
                                             help='Extra passes, such as "a, b{ratio=0.5}", after '
-                                            "the target's own.")]  # fmt: skip
+                                            "the target's own.")]
 Option = Annotated[list[str] | None, typer.Option("--option", metavar="KEY=VALUE",
                                                   help="What tensors cannot show; see `list "
-                                                  "models`. Repeatable.")]  # fmt: skip
+                                                  "models`. Repeatable.")]
 
 
 def parse_options(given: Sequence[str] | None) -> dict[str, Any]:

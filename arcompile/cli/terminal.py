@@ -21,11 +21,11 @@ def columns(rows: Iterable[Sequence[str]], indent: int = 2) -> str:
     widths = [max(len(r[i]) for r in table) for i in range(len(table[0]))]
     right = [i < len(widths) - 1 and len(table) > 1
              and all(r[i][:1].isdigit() or not r[i] for r in table[1:])
-             for i in range(len(widths))]  # fmt: skip
+             for i in range(len(widths))]
     lines = []
     for r in table:
         cells = [c.rjust(w) if side else c.ljust(w)
-                 for c, w, side in zip(r, widths, right, strict=True)]  # fmt: skip
+                 for c, w, side in zip(r, widths, right, strict=True)]
         lines.append(" " * indent + "  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -64,7 +64,7 @@ class Bars:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             columns = (TextColumn("{task.description:>8}"), BarColumn(32),
-                       TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())  # fmt: skip
+                       TextColumn("{task.percentage:3.0f}%"), TimeElapsedColumn())
             self.live = Progress(*columns, console=Console(stderr=True), transient=True)
             self.live.start()
         return self
@@ -77,6 +77,6 @@ class Bars:
         self.live.update(self.tasks[stage], completed=share)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 trace: TracebackType | None) -> None:  # fmt: skip
+                 trace: TracebackType | None) -> None:
         if self.live is not None:
             self.live.stop()

@@ -64,17 +64,17 @@ def reshape(b: Builder, x: Value, shape: Any) -> Value:
 # --- elementwise ---------------------------------------------------------------------------------
 
 for _n in ("exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "silu", "relu", "abs", "sin", "cos",
-           "floor", "erf", "neg", "reciprocal"):  # fmt: skip
+           "floor", "erf", "neg", "reciprocal"):
     ATEN[f"aten.{_n}.default"] = lambda b, x, op=_n: b.emit(op, x)[0]
 
 for _n, _op in {"eq": "equal", "lt": "less", "gt": "greater", "le": "less_equal",
-                "ge": "greater_equal"}.items():  # fmt: skip
+                "ge": "greater_equal"}.items():
     for _v in ("Tensor", "Scalar"):
         ATEN[f"aten.{_n}.{_v}"] = lambda b, x, y, op=_op: b.emit(op, *pair(b, x, y))[0]
 
 for _n, _op in {"maximum.default": "maximum", "minimum.default": "minimum", "mul.Tensor": "mul",
                 "mul.Scalar": "mul", "remainder.Scalar": "mod",
-                "remainder.Tensor": "mod"}.items():  # fmt: skip
+                "remainder.Tensor": "mod"}.items():
     ATEN[f"aten.{_n}"] = lambda b, x, y, op=_op: b.emit(op, *pair(b, x, y))[0]
 
 for _n, _op in {"add": "add", "sub": "sub"}.items():
@@ -183,7 +183,7 @@ def convert(b: Builder, x: Value, *args: Any, dtype: str | None = None, **_: Any
 
 
 @aten("clone.default", "contiguous.default", "detach.default", "alias.default", "dropout.default",
-      "lift_fresh_copy.default", "detach_.default", "native_dropout.default")  # fmt: skip
+      "lift_fresh_copy.default", "detach_.default", "native_dropout.default")
 def identity(b: Builder, x: Value, *_: Any, **__: Any) -> Value:
     return x
 
@@ -318,7 +318,7 @@ def stack(b: Builder, xs: Any, dim: int = 0) -> Value:
 
 @aten("slice.Tensor")
 def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = None,
-           step: int = 1) -> Value:  # fmt: skip
+           step: int = 1) -> Value:
     at, n = axis(x, dim), x.type.shape[axis(x, dim)]
     start = start or 0
     if end == n or (isinstance(end, int) and end >= (n if isinstance(n, int) else 1 << 31)):
@@ -326,7 +326,7 @@ def slice_(b: Builder, x: Value, dim: int = 0, start: Any = None, end: Any = Non
     if not isinstance(start, int) or not isinstance(end, int | None):
         raise ArcError(f"a slice from {start} to {end} is symbolic", hint="use arc::tail")
     return x if (start, end, step) == (0, None, 1) else b.slice(
-        x, axis=at, start=start, stop=end, step=step)  # fmt: skip
+        x, axis=at, start=start, stop=end, step=step)
 
 
 @aten("select.int")
@@ -346,7 +346,7 @@ def split(b: Builder, x: Value, size: int, dim: int = 0) -> list[Value]:
 @aten("split_with_sizes.default")
 def split_sizes(b: Builder, x: Value, sizes: Any, dim: int = 0) -> list[Value]:
     return [x] if len(sizes) == 1 else list(b.emit("split", x, axis=axis(x, dim),
-                                                   sizes=tuple(sizes)))  # fmt: skip
+                                                   sizes=tuple(sizes)))
 
 
 @aten("chunk.default")
@@ -363,13 +363,13 @@ def unbind(b: Builder, x: Value, dim: int = 0) -> list[Value]:
 
 @aten("constant_pad_nd.default", "pad.default")
 def pad(b: Builder, x: Value, pads: Any, *rest: Any, mode: str = "constant",
-        value: float = 0.0) -> Value:  # fmt: skip
+        value: float = 0.0) -> Value:
     """rest: the value, or the mode and then the value."""
     numbers = [r for r in rest if isinstance(r, int | float)]
     modes = {mode, *(r for r in rest if isinstance(r, str))} - {"constant"}
     if modes or min(pads) < 0:
         raise ArcError(f"padding {pads} by {', '.join(modes) or 'constants'} has no meaning here",
-                       hint="pad by constants, crop by slices")  # fmt: skip
+                       hint="pad by constants, crop by slices")
     each = [(pads[2 * i], pads[2 * i + 1]) for i in range(len(pads) // 2)]
     full_pads = [(0, 0)] * (x.type.rank - len(each)) + each[::-1]
     return b.pad(x, pads=tuple(full_pads), value=float(numbers[0]) if numbers else value or 0.0)

@@ -28,7 +28,7 @@ def index(b: Builder, x: Value, indices: Any) -> Value:
     used = [(i, v) for i, v in enumerate(indices) if v is not None]
     if len(used) != 1 or used[0][1].type.dtype == "bool":
         raise ArcError("indexing by several tensors, or by a mask, has no meaning here",
-                       hint="use index_select or gather")  # fmt: skip
+                       hint="use index_select or gather")
     return b.gather(x, used[0][1], axis=used[0][0])
 
 
@@ -55,7 +55,7 @@ for _n, _op in {"sum.dim_IntList": "sum", "mean.dim": "mean", "amax.default": "m
                 "amin.default": "min", "sum.default": "sum", "mean.default": "mean"}.items():
 
     def _reduce(b: Builder, x: Value, dim: Any = None, keepdim: bool = False, op: str = _op,
-                dtype: str | None = None) -> Value:  # fmt: skip
+                dtype: str | None = None) -> Value:
         x = to(b, x, dtype) if dtype else x
         return b.emit(op, x, axes=_axes(x, dim), keepdims=keepdim)[0]
 
@@ -70,7 +70,7 @@ def argmax(b: Builder, x: Value, dim: int = -1, keepdim: bool = False) -> Value:
 
 @aten("topk.default")
 def topk(b: Builder, x: Value, k: int, dim: int = -1, largest: bool = True,
-         *_: Any) -> tuple[Value, Value]:  # fmt: skip
+         *_: Any) -> tuple[Value, Value]:
     if not largest:
         raise ArcError("topk of the smallest has no meaning here", hint="negate the operand")
     return b.topk(x, k=k, axis=axis(x, dim))
@@ -96,7 +96,7 @@ def log_softmax(b: Builder, x: Value, dim: int, *_: Any) -> Value:
 
 @aten("linalg_vector_norm.default", "norm.ScalarOpt_dim")
 def vector_norm(b: Builder, x: Value, ord: float = 2, dim: Any = None, keepdim: bool = False,
-                **_: Any) -> Value:  # fmt: skip
+                **_: Any) -> Value:
     if ord not in (2, None):
         raise ArcError(f"a norm of order {ord} has no meaning here", hint="use order 2")
     return b.sqrt(b.sum(b.mul(x, x), axes=_axes(x, dim), keepdims=keepdim))
@@ -104,7 +104,7 @@ def vector_norm(b: Builder, x: Value, ord: float = 2, dim: Any = None, keepdim: 
 
 @aten("var.correction")
 def var(b: Builder, x: Value, dim: Any = None, correction: Any = 1,
-        keepdim: bool = False) -> Value:  # fmt: skip
+        keepdim: bool = False) -> Value:
     axes = _axes(x, dim)
     n = dims.product(x.type.shape[a] for a in axes)
     d = b.sub(x, b.mean(x, axes=axes, keepdims=True))
@@ -119,7 +119,7 @@ def var(b: Builder, x: Value, dim: Any = None, correction: Any = 1,
 def matmul(b: Builder, x: Value, w: Value) -> Value:
     if x.type.rank == 1 or w.type.rank == 1:
         raise ArcError(f"matmul of {x.type} by {w.type} has no meaning here",
-                       hint="unsqueeze the vector")  # fmt: skip
+                       hint="unsqueeze the vector")
     return b.matmul(x, w)
 
 
@@ -139,10 +139,10 @@ def addmm(b: Builder, bias: Value, x: Value, w: Value) -> Value:
 
 @aten("conv2d.default")
 def conv2d(b: Builder, x: Value, w: Value, bias: Value | None = None, stride: Any = (1, 1),
-           padding: Any = (0, 0), dilation: Any = (1, 1), groups: int = 1) -> Value:  # fmt: skip
+           padding: Any = (0, 0), dilation: Any = (1, 1), groups: int = 1) -> Value:
     if len(set(stride)) > 1 or set(dilation) != {1}:
         raise ArcError(f"conv2d with stride {stride}, dilation {dilation} has no meaning here",
-                       hint="use one stride and no dilation")  # fmt: skip
+                       hint="use one stride and no dilation")
     more = (bias,) if bias else ()
     pads = (padding[0], padding[-1]) * 2
     return b.conv2d(x, w, *more, stride=stride[0], pads=pads, groups=groups)
@@ -158,16 +158,16 @@ def conv2d_same(b: Builder, x: Value, w: Value, bias: Value | None = None, strid
 
 @aten("layer_norm.default")
 def layer_norm(b: Builder, x: Value, shape: Any, w: Value | None = None, bias: Value | None = None,
-               eps: float = 1e-5, *_: Any) -> Value:  # fmt: skip
+               eps: float = 1e-5, *_: Any) -> Value:
     if len(shape) != 1 or (w is None and bias is not None):
         raise ArcError(f"layer_norm over {shape}{'' if w else ' without weight'} has no meaning "
-                       "here", hint="use the last axis, and a weight with a bias")  # fmt: skip
+                       "here", hint="use the last axis, and a weight with a bias")
     return b.layer_norm(x, *(v for v in (w, bias) if v), eps=eps)
 
 
 @aten("rms_norm.default")
 def rms_norm(b: Builder, x: Value, shape: Any, w: Value | None = None,
-             eps: float | None = None) -> Value:  # fmt: skip
+             eps: float | None = None) -> Value:
     if len(shape) != 1:
         raise ArcError(f"rms_norm over {shape} has no meaning here", hint="use the last axis")
     return b.rms_norm(x, *([w] if w else []), eps=eps or 1.1920929e-07)
@@ -175,7 +175,7 @@ def rms_norm(b: Builder, x: Value, shape: Any, w: Value | None = None,
 
 @aten("group_norm.default")
 def group_norm(b: Builder, x: Value, groups: int, w: Value | None = None,
-               bias: Value | None = None, eps: float = 1e-5, *_: Any) -> Value:  # fmt: skip
+               bias: Value | None = None, eps: float = 1e-5, *_: Any) -> Value:
     if w is None or bias is None:
         c = x.type.shape[1]
         w = b.full(dtype=x.type.dtype, shape=(c,), value=1.0)
@@ -189,7 +189,7 @@ def upsample(b: Builder, x: Value, size: Any = None, factors: Any = None) -> Val
         factors = [dims.divide(s, d) for s, d in zip(size, x.type.shape[2:], strict=True)]
     if not factors or None in factors or factors[0] != factors[1] or factors[0] % 1:
         raise ArcError(f"nearest resize of {x.type} to {size or factors} has no meaning here",
-                       hint="use one whole factor")  # fmt: skip
+                       hint="use one whole factor")
     return b.upsample(x, factor=int(factors[0]))
 
 
@@ -201,7 +201,7 @@ def upsample_smooth(b: Builder, x: Value, size: Any, align: bool, *_: Any) -> Va
 @aten("scaled_dot_product_attention.default")
 def sdpa(b: Builder, q: Value, k: Value, v: Value, attn_mask: Value | None = None,
          dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None,
-         enable_gqa: bool = False, **_: Any) -> Value:  # fmt: skip
+         enable_gqa: bool = False, **_: Any) -> Value:
     """q [..,h,s,e]: flattened to rows, attended, and put back."""
     if dropout_p:
         raise ArcError("dropout at inference has no meaning here", hint="pass dropout_p=0")
@@ -223,11 +223,11 @@ def sdpa(b: Builder, q: Value, k: Value, v: Value, attn_mask: Value | None = Non
         more = [reshape(b, attn_mask, (*[1] * (4 - len(shape)), *shape[-4:]))]
     if is_causal and s != k.type.shape[-2]:
         raise ArcError("a causal mask over unequal lengths has no meaning here",
-                       hint="give the mask, or use arc::attention with past")  # fmt: skip
+                       hint="give the mask, or use arc::attention with past")
     out = b.attention(flat(q), flat(k), flat(v), *more, heads=h, kv_heads=g,
                       scale=scale if scale is not None else 1 / math.sqrt(e),  # type: ignore
                       mask="causal" if is_causal else "full",
-                      extra=("bias",) if more else ())  # fmt: skip
+                      extra=("bias",) if more else ())
     back = b.transpose(reshape(b, out, (r, s, h, v.type.shape[-1])), perm=(0, 2, 1, 3))
     return reshape(b, back, (*lead, h, s, v.type.shape[-1]))
 
@@ -237,7 +237,7 @@ def sdpa(b: Builder, q: Value, k: Value, v: Value, attn_mask: Value | None = Non
 
 @aten("arc.rope.default")
 def rope(b: Builder, x: Value, cos: Value, sin: Value, at: Value, heads: int,
-         interleaved: bool) -> Value:  # fmt: skip
+         interleaved: bool) -> Value:
     return b.rope(x, cos, sin, at, heads=heads, interleaved=interleaved)
 
 
@@ -249,10 +249,10 @@ def cache_append(b: Builder, cache: Value, new: Value, past: Value) -> Value:
 @aten("arc.attention.default")
 def attention(b: Builder, q: Value, k: Value, v: Value, heads: int, kv_heads: int, scale: float,
               mask: str, past: Value | None = None, keep: Value | None = None,
-              bias: Value | None = None) -> Value:  # fmt: skip
+              bias: Value | None = None) -> Value:
     given = {n: x for n, x in (("past", past), ("keep", keep), ("bias", bias)) if x is not None}
     return b.attention(q, k, v, *given.values(), heads=heads, kv_heads=kv_heads, scale=scale,
-                       mask=mask, extra=tuple(given))  # fmt: skip
+                       mask=mask, extra=tuple(given))
 
 
 @aten("arc.tail.default")

@@ -21,7 +21,7 @@ from arcompile.ir import Builder, Graph, Type, Value, dce, verify
 
 DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
           torch.float64: "f64", torch.int64: "i64", torch.int32: "i32", torch.int8: "i8",
-          torch.uint8: "u8", torch.bool: "bool"}  # fmt: skip
+          torch.uint8: "u8", torch.bool: "bool"}
 TORCH = {v: k for k, v in DTYPES.items()}
 MAX_LITERAL = 256  # elements of a tensor made in the forward
 EXAMPLES = (6, 3, 5, 7, 11, 13)  # example sizes of symbolic dims: distinct, never 0 or 1
@@ -63,7 +63,7 @@ def call(module: torch.nn.Module, entry: Entry) -> Graph:
 
 
 def export(module: torch.nn.Module, inputs: Mapping[str, str], *, name: str = "step",
-           rename: tuple[str, str] = ("", "")) -> Graph:  # fmt: skip
+           rename: tuple[str, str] = ("", "")) -> Graph:
     """The graph of `module(inputs: dict) -> dict`, or of `module(*inputs)` -> tensor(s).
 
     inputs: name -> IR type such as "f32[b,3,h,w]"; symbolic sizes stay symbolic. Weights are named
@@ -86,7 +86,7 @@ def _trace(module: torch.nn.Module, types: Mapping[str, Type], by_dict: bool) ->
     dim = {s: torch.export.Dim(s, min=1, max=1 << 20) for s in symbols}
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     made = {k: torch.zeros([dims.value(d, sizes) for d in t.shape], dtype=TORCH[t.dtype],
-                           device=device) for k, t in types.items()}  # fmt: skip
+                           device=device) for k, t in types.items()}
     dynamic = {
         k: {i: dim[d] for i, d in enumerate(t.shape) if isinstance(d, str)}
         for k, t in types.items()
@@ -98,12 +98,12 @@ def _trace(module: torch.nn.Module, types: Mapping[str, Type], by_dict: bool) ->
             found = torch.export.export(
                 module.eval(), args, {"inputs": made} if by_dict else None,
                 dynamic_shapes=shapes if by_dict else tuple(dynamic.values()),
-            )  # fmt: skip
+            )
             return found.run_decompositions({}) if _mutates(found) else found
         except (RuntimeError, torch._dynamo.exc.TorchDynamoException) as e:
             first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise ArcError(f"torch.export cannot trace {type(module).__name__}: {first}",
-                           hint="avoid data-dependent Python control flow") from e  # fmt: skip
+                           hint="avoid data-dependent Python control flow") from e
 
 
 def _mutates(program: Any) -> bool:
@@ -114,7 +114,7 @@ def _mutates(program: Any) -> bool:
 
 class _Reader:
     def __init__(self, name: str, program: Any, types: Mapping[str, Type],
-                 rename: tuple[str, str]):  # fmt: skip
+                 rename: tuple[str, str]):
         self.b, self.program, self.prefix = Builder(name), program, rename
         self.types = types
         self.env: dict[str, Any] = {}
@@ -169,7 +169,7 @@ class _Reader:
         value = self.program.constants[name]
         if value.is_meta or value.numel() > MAX_LITERAL:
             raise ArcError(f"the constant {name}, {dtype}{list(value.shape)}, is made in forward",
-                           hint="make it in __init__ with register_buffer")  # fmt: skip
+                           hint="make it in __init__ with register_buffer")
         return self.b.const(dtype=dtype, value=value.tolist())
 
     def _named(self, name: str) -> str:
@@ -187,7 +187,7 @@ class _Reader:
             return dims.parse_dim(text.replace(" ", ""))
         except IRError:
             raise ArcError(f"the size {text} is not a sum of products of the input sizes",
-                           hint="make that size static") from None  # fmt: skip
+                           hint="make that size static") from None
 
     def _arg(self, a: Any) -> Any:
         if isinstance(a, FxNode):
@@ -232,7 +232,7 @@ class _Reader:
             raise
         except (TypeError, ValueError, LookupError, AttributeError) as e:
             raise ArcError(f"{op} in {self.b.origin}, used this way, has no meaning here: {e}",
-                           hint="write it with supported ops") from e  # fmt: skip
+                           hint="write it with supported ops") from e
 
     def _checked(self, n: FxNode, out: Any, op: str) -> Any:
         """Our type rule and torch's must agree on every shape."""
@@ -241,5 +241,5 @@ class _Reader:
             want = Type(DTYPES[val.dtype], tuple(self._dim(s) for s in val.shape))
             if out.type != want:
                 raise ArcError(f"{op} at {self.b.origin}: torch says {want}, we infer {out.type}",
-                               hint="this is a bug in arcompile/export/aten")  # fmt: skip
+                               hint="this is a bug in arcompile/export/aten")
         return out

@@ -71,7 +71,7 @@ def cache_append(cache: Array, new: Array, past: Array) -> Array:
 
 
 def _attention(q: Type, k: Type, v: Type, *more: Type, heads: int, kv_heads: int, scale: float,
-               mask: str = "full", extra: tuple[str, ...] = ()) -> Type:  # fmt: skip
+               mask: str = "full", extra: tuple[str, ...] = ()) -> Type:
     if mask not in MASKS:
         raise IRError(f"unknown mask {mask!r}", hint=f"known: {', '.join(MASKS)}")
     e = dims.divide(q.shape[-1], heads)
@@ -105,7 +105,7 @@ def visible(q_len: int, k_len: int, past: Array | None, mask: str, keep: Array |
 
 @op("attention", _attention)
 def attention(q: Array, k: Array, v: Array, *more: Array, heads: int, kv_heads: int,
-              scale: float, mask: str = "full", extra: tuple[str, ...] = ()) -> Array:  # fmt: skip
+              scale: float, mask: str = "full", extra: tuple[str, ...] = ()) -> Array:
     """softmax(q k' * scale) v per head. https://arxiv.org/abs/1706.03762
 
     q [r,s,h*e]; k, v [r,t,g*e] or caches [r,g,S,e]. `extra` names the further operands, in order:
@@ -131,20 +131,20 @@ def attention(q: Array, k: Array, v: Array, *more: Array, heads: int, kv_heads: 
 
 def _decode(q: Type, k: Type, v: Type, kc: Type, vc: Type, past: Type, cos: Type, sin: Type,
             *keep: Type, heads: int, kv_heads: int, scale: float, mask: str,
-            interleaved: bool) -> list[Type]:  # fmt: skip
+            interleaved: bool) -> list[Type]:
     _rope(q, cos, sin, past, heads=heads, interleaved=interleaved)
     _rope(k, cos, sin, past, heads=kv_heads, interleaved=interleaved)
     _cache_append(kc, k, past)
     _cache_append(vc, v, past)
     out = _attention(q, kc, vc, past, heads=heads, kv_heads=kv_heads, scale=scale, mask=mask,
-                     extra=("past",))  # fmt: skip
+                     extra=("past",))
     return [out, kc, vc]
 
 
 @op("decode_attention", _decode)
 def decode_attention(q: Array, k: Array, v: Array, kc: Array, vc: Array, past: Array, cos: Array,
                      sin: Array, *keep: Array, heads: int, kv_heads: int, scale: float, mask: str,
-                     interleaved: bool) -> tuple[Array, Array, Array]:  # fmt: skip
+                     interleaved: bool) -> tuple[Array, Array, Array]:
     """rope on q and k, both appended to their caches, and attention, in one op.
 
     Returns (out [r,s,h*e], key cache, value cache).
@@ -154,5 +154,5 @@ def decode_attention(q: Array, k: Array, v: Array, kc: Array, vc: Array, past: A
     vc = cache_append(vc, v, past)
     out = attention(rope(q, cos, sin, past, heads=heads, **spin), kc, vc, past, *keep, heads=heads,
                     kv_heads=kv_heads, scale=scale, mask=mask,
-                    extra=("past", "keep")[: 1 + len(keep)])  # fmt: skip
+                    extra=("past", "keep")[: 1 + len(keep)])
     return out, kc, vc

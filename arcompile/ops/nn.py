@@ -26,7 +26,7 @@ def matmul(x: Array, w: Array) -> Array:
 
 
 def _conv2d(x: Type, w: Type, *bias: Type, stride: int = 1, pads: tuple[int, ...] = (0, 0, 0, 0),
-            groups: int = 1) -> Type:  # fmt: skip
+            groups: int = 1) -> Type:
     if x.rank != 4 or w.rank != 4 or x.shape[1] != dims.mul(w.shape[1], groups):
         raise IRError(f"cannot convolve {x} by {w} in {groups} groups")
     if any(b.shape != (w.shape[0],) for b in bias):
@@ -34,7 +34,7 @@ def _conv2d(x: Type, w: Type, *bias: Type, stride: int = 1, pads: tuple[int, ...
     top, left, bottom, right = pads
     h = _conv_size(x.shape[2], w.shape[2], top + bottom, stride)
     return Type(x.dtype, (x.shape[0], w.shape[0], h,
-                          _conv_size(x.shape[3], w.shape[3], left + right, stride)))  # fmt: skip
+                          _conv_size(x.shape[3], w.shape[3], left + right, stride)))
 
 
 def _conv_size(n: Dim, k: Dim, pad: int, stride: int) -> Dim:
@@ -47,7 +47,7 @@ def _conv_size(n: Dim, k: Dim, pad: int, stride: int) -> Dim:
 
 @op("conv2d", _conv2d)
 def conv2d(x: Array, w: Array, *bias: Array, stride: int = 1,
-           pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1) -> Array:  # fmt: skip
+           pads: tuple[int, ...] = (0, 0, 0, 0), groups: int = 1) -> Array:
     """x [n,c,h,w], w [o,c/groups,kh,kw]; pads are top, left, bottom, right."""
     top, left, bottom, right = pads
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -62,7 +62,7 @@ def conv2d(x: Array, w: Array, *bias: Array, stride: int = 1,
         for i in range(kh):
             for j in range(kw):
                 win = xs[:, :, i : i + (oh - 1) * stride + 1 : stride,
-                         j : j + (ow - 1) * stride + 1 : stride]  # fmt: skip
+                         j : j + (ow - 1) * stride + 1 : stride]
                 part += ws[:, :, i, j] @ win.reshape(n, c, oh * ow)
         out[:, g * per : (g + 1) * per] = part.reshape(n, per, oh, ow)
     return out + bias[0][:, None, None] if bias else out

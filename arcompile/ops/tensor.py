@@ -81,7 +81,7 @@ _UNARY: dict[str, Callable[[Array], Array]] = {
     "reciprocal": lambda x: (1 / x).astype(x.dtype), "relu": lambda x: np.maximum(x, 0),
     "rsqrt": lambda x: (1 / np.sqrt(x)).astype(x.dtype),
     "sigmoid": lambda x: (1 / (1 + np.exp(-np.clip(x, -80, None)))).astype(x.dtype),
-}  # fmt: skip
+}
 for _name, _fn in _UNARY.items():
     op(_name, floating)(_fn)
 
@@ -108,12 +108,12 @@ _BINARY: dict[str, tuple[Callable[[Array, Array], Array], bool]] = {
     "add": (np.add, True), "sub": (np.subtract, False), "mul": (np.multiply, True),
     "div": (_divide, False), "pow": (np.power, False), "mod": (np.mod, False),
     "maximum": (np.maximum, True), "minimum": (np.minimum, True),
-}  # fmt: skip
+}
 for _name, (_bin, _commutes) in _BINARY.items():
     op(_name, elementwise, commutes=_commutes)(_bin)
 
 _COMPARE = {"equal": np.equal, "less": np.less, "greater": np.greater,
-            "less_equal": np.less_equal, "greater_equal": np.greater_equal}  # fmt: skip
+            "less_equal": np.less_equal, "greater_equal": np.greater_equal}
 for _name, _cmp in _COMPARE.items():
     op(_name, comparison, commutes=_name == "equal")(_cmp)
 

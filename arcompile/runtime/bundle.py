@@ -24,7 +24,7 @@ PIECE = 32 << 20  # bytes
 MAX_MANIFEST = 16 << 20  # bytes of JSON we agree to parse
 _FIELDS = {"format": int, "family": str, "target": str, "dtype": str, "passes": list, "key": str,
            "files": dict, "info": dict, "defaults": dict, "tools": dict,
-           "vocabulary": int}  # fmt: skip
+           "vocabulary": int}
 
 
 def read_json(path: Path, what: str) -> Any:
@@ -49,11 +49,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArcError(f"the manifest of {folder} is not an object", hint="rebuild the engine")
     if isinstance(found.get("format"), int) and found["format"] > FORMAT:
         raise ArcError(f"engine format {found['format']} is newer than this arcompile ({FORMAT})",
-                       hint="upgrade arcompile, or rebuild the engine")  # fmt: skip
+                       hint="upgrade arcompile, or rebuild the engine")
     for name, kind in _FIELDS.items():
         if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
             raise ArcError(f"the manifest of {folder} has no valid {name!r}",
-                           hint="rebuild the engine")  # fmt: skip
+                           hint="rebuild the engine")
     return found
 
 
@@ -65,13 +65,13 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise ArcError(f"engine file {name} is missing from {folder}",
-                           hint="rebuild the engine")  # fmt: skip
+                           hint="rebuild the engine")
         if path.stat().st_size != said.get("bytes"):
             raise ArcError(f"engine file {name} has {path.stat().st_size} bytes, "
-                           f"expected {said.get('bytes')}", hint="rebuild the engine")  # fmt: skip
+                           f"expected {said.get('bytes')}", hint="rebuild the engine")
         if not _intact(path, said):
             raise ArcError(f"engine file {name} is not what was built: its sha256 differs",
-                           hint="rebuild the engine, or copy it again")  # fmt: skip
+                           hint="rebuild the engine, or copy it again")
     listed = {*manifest["files"], MANIFEST}
     for needed in ("program.json",):
         if needed not in listed:
@@ -134,7 +134,7 @@ def replacing(out: Path) -> Iterator[Path]:
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", dir=out.parent))
     except OSError as e:
         raise ArcError(f"cannot write next to {out}: {e.strerror}",
-                       hint="choose another folder with -o") from None  # fmt: skip
+                       hint="choose another folder with -o") from None
     try:
         yield made
         made.chmod(0o755)

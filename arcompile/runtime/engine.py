@@ -49,7 +49,7 @@ class Engine:
     """Runs one engine folder. May be shared by threads: each call has buffers of its own."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], program: Program,
-                 labels: Sequence[str], threads: int):  # fmt: skip
+                 labels: Sequence[str], threads: int):
         self.folder, self.manifest, self.program = folder, manifest, program
         self.labels, self.threads = labels, threads
 
@@ -92,7 +92,7 @@ class Engine:
         random draws by name (see `draws` in the program), for repeatable comparisons.
         """
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
-                         top_p, given)  # fmt: skip
+                         top_p, given)
         result = self._loop(q).run(on_step)
         runner = self.models.runner()
         pixels = result.env.get("pixels") if self.program.finish else None
@@ -100,7 +100,7 @@ class Engine:
         return Output(
             result.tokens, pixels, None if pixels is None else to_uint8(pixels),
             None if latents is None else runner.numpy(latents), result.timings,
-        )  # fmt: skip
+        )
 
     def logits(self, cond: Cond, tokens: Any) -> tuple[Array, Array]:
         """(conditional, unconditional) logits [B,N,V] with `tokens` [B,N] forced, step by step.
@@ -109,7 +109,7 @@ class Engine:
         """
         if not self.manifest["vocabulary"]:
             raise ArcError(f"family {self.manifest['family']} has no logits to show",
-                           hint="it draws continuous latents")  # fmt: skip
+                           hint="it draws continuous latents")
         forced = np.asarray(tokens, np.int64)
         q = request.make(self, cond, 0, 1, 2.0, None, 0.0, 0, 1.0, {})
         want = (q.images, self.program.positions)
@@ -135,13 +135,13 @@ class Engine:
         runner = self.models.runner()
         if "encode" not in self.manifest.get("graphs", ()):
             raise ArcError("this engine has no image encoder",
-                           hint="build it with a --decoder file that holds one")  # fmt: skip
+                           hint="build it with a --decoder file that holds one")
         x = np.ascontiguousarray(pixels, np.float32)
         side = self.manifest["info"].get("pixels")
         if x.ndim != 4 or x.shape[1:] != (3, side, side):
             raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {side}, {side}]")
         rows = [runner.numpy(runner.run("encode", {"pixels": x[i : i + 1]})["tokens"])
-                for i in range(len(x))]  # fmt: skip
+                for i in range(len(x))]
         return np.concatenate(rows)
 
     def _loop(self, q: Request) -> Loop:

@@ -97,7 +97,7 @@ class Loop:
             "temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p,
             "most": np.array([_most(request, vocabulary)], np.int64),
             "scale": np.ones(b, np.float32),
-        }  # fmt: skip
+        }
         self.logits: list[tuple[Array, Array]] = []
         self.keep_logits = False
         self.again = _again(program)
@@ -132,7 +132,7 @@ class Loop:
             self._call(call, None)
         end = clock()
         timings = {"prompt": ready - start, "steps": spent, "loop": done - ready,
-                   "finish": end - done, "total": end - start}  # fmt: skip
+                   "finish": end - done, "total": end - start}
         tokens = self.tokens if self.drew else self.tokens[:, :0]
         return Result(tokens, self.env, self.logits, timings)
 

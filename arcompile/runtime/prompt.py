@@ -58,7 +58,7 @@ def _tokens(engine: Engine, text: str) -> list[int]:
     how: Mapping[str, Any] = engine.manifest["prompt"]
     if TOKENIZER not in engine.manifest["files"] or None in (how.get("bos"), how.get("boi")):
         raise ArcError("this engine has no tokenizer for words", hint="give token ids, or build it "
-                       "from a folder that holds a tokenizer.json")  # fmt: skip
+                       "from a folder that holds a tokenizer.json")
     said = str(how["template"]).replace("{prompt}", _checked(text).strip())
     held = _tokenizer(engine.folder / TOKENIZER, engine.manifest["files"][TOKENIZER]["sha256"])
     ids: list[int] = held.encode(said, add_special_tokens=False).ids
@@ -73,9 +73,9 @@ def check(engine: Engine, ids: Array, mask: Array) -> None:
         raise ArcError(f"mask has shape {list(mask.shape)} but input_ids {list(ids.shape)}")
     if not 2 <= ids.shape[1] <= how["max"]:
         raise ArcError(f"a prompt of {ids.shape[1]} ids; this engine takes 2 to {how['max']}",
-                       hint="shorten it, or build with --option max_prompt=N")  # fmt: skip
+                       hint="shorten it, or build with --option max_prompt=N")
     if ids.min() < 0 or ids.max() >= how["vocabulary"]:
         raise ArcError("token ids are out of range", hint=f"ids are 0 to {how['vocabulary'] - 1}")
     if not mask[:, -1].all() or (mask[:, :-1] > mask[:, 1:]).any():
         raise ArcError("the mask of a prompt must be zeros, then ones",
-                       hint="pad shorter prompts on the left")  # fmt: skip
+                       hint="pad shorter prompts on the left")

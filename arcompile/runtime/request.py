@@ -43,7 +43,7 @@ def make(engine: Engine, cond: Any, seed: Any, n: int, guidance: Any, interval: 
         np.minimum(top, max(vocabulary, 1)).astype(np.int64),
         _per_row("top_p", top_p, b, rows, 1e-9, 1.0).astype(np.float32),
         -1 if interval is None else int(interval), _given(engine, given, rows),
-    )  # fmt: skip
+    )
 
 
 def _per_row(name: str, value: Any, b: int, rows: int, lo: float, hi: float) -> Array:
@@ -101,7 +101,7 @@ def _features(engine: Engine, prompts: Any) -> dict[str, Array]:
     if not text.takes(engine):
         raise ArcError("this engine has no text encoder, so it takes features and no prompts",
                        hint="build it with --option text_encoder=FOLDER, or give "
-                            "{features: ..., mask: ...}")  # fmt: skip
+                            "{features: ..., mask: ...}")
     rows = [prompts] if isinstance(prompts, str) else list(prompts)
     if len(rows) > MAX_IMAGES:
         raise ArcError(f"{len(rows)} prompts in one call; at most {MAX_IMAGES}")
@@ -114,7 +114,7 @@ def _named(engine: Engine, cond: Any, want: Mapping[str, Type]) -> dict[str, Arr
     if not isinstance(cond, Mapping):
         names = ", ".join(f"{k}: {t}" for k, t in want.items())
         raise ArcError(f"family {engine.manifest['family']} takes a dict of arrays, "
-                       f"got {type(cond).__name__}", hint=f"give {{{names}}}")  # fmt: skip
+                       f"got {type(cond).__name__}", hint=f"give {{{names}}}")
     for key in cond:
         if key not in want:
             raise ArcError(f"no input named {key!r}", hint=did_you_mean(key, want))
@@ -127,7 +127,7 @@ def _named(engine: Engine, cond: Any, want: Mapping[str, Type]) -> dict[str, Arr
     found = {k: _array(k, given[k], t) for k, t in want.items()}
     if len({len(v) for v in found.values()}) > 1:
         raise ArcError("inputs disagree on the number of images: "
-                       + ", ".join(f"{k} has {len(v)}" for k, v in found.items()))  # fmt: skip
+                       + ", ".join(f"{k} has {len(v)}" for k, v in found.items()))
     return found
 
 
@@ -168,7 +168,7 @@ def _class(engine: Engine, c: Any, count: int) -> int:
     if isinstance(c, str) and not c.lstrip("-").isdigit():
         if c not in engine.labels:
             hint = did_you_mean(c, engine.labels) if engine.labels else (
-                "this engine has no class names; give a number")  # fmt: skip
+                "this engine has no class names; give a number")
             raise ArcError(f"no class named {c!r}", hint=hint)
         return list(engine.labels).index(c)
     try:

@@ -32,7 +32,7 @@ def philox(counter: Array, key: Array) -> Array:
 
 
 def words(seeds: Array, images: Array, positions: Array, draw: int | Array,
-          count: int) -> Array:  # fmt: skip
+          count: int) -> Array:
     """64-bit words uint64 [b, c, count] for b (seed, image) pairs at c positions.
 
     draw: one number for all pairs, or one for each.
@@ -66,7 +66,7 @@ def normal(w: Array) -> Array:
 
 
 def draw(d: Draw, index: int, seeds: Array, images: Array, positions: Array,
-         turn: int | Array = 0) -> Array:  # fmt: skip
+         turn: int | Array = 0) -> Array:
     """The noise a Program's draw number `index` asks for.
 
     turn: the row of a loop's table, for all images or for each.

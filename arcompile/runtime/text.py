@@ -82,7 +82,7 @@ def _ids(engine: Engine, prompts: Sequence[str], said: Mapping[str, Any]) -> lis
         if row.max() >= said["vocabulary"]:
             hint = "build with the tokenizer.json of the same model"
             raise ArcError(f"the tokenizer makes token {row.max()}, but the text encoder knows "
-                           f"{said['vocabulary']} of them", hint=hint)  # fmt: skip
+                           f"{said['vocabulary']} of them", hint=hint)
         found.append(row)
     return found
 
@@ -106,7 +106,7 @@ def _tokenizer(path: Path, sha256: str) -> Any:
         import tokenizers
     except ImportError:
         raise ArcError("prompts need the package tokenizers, which is not installed", code=MACHINE,
-                       hint="pip install 'arcompile[text]'") from None  # fmt: skip
+                       hint="pip install 'arcompile[text]'") from None
     try:
         made = tokenizers.Tokenizer.from_file(str(path))
     except Exception as e:  # tokenizers raises nothing more precise

@@ -20,7 +20,7 @@ def _sizes(e: Emitter, past: str, query: str) -> tuple[str, str, str]:
 
     s = e.once(("slots", past), slots)
     filled = e.once(("filled", past), lambda: e.op(
-        "Add", e.op("Cast", past, to=DTYPES["i64"]), s))  # fmt: skip
+        "Add", e.op("Cast", past, to=DTYPES["i64"]), s))
     total = e.once(("total", past), lambda: e.op("ReduceMax", filled, e.const([0]), keepdims=1))
     return s, filled, total
 
@@ -28,7 +28,7 @@ def _sizes(e: Emitter, past: str, query: str) -> tuple[str, str, str]:
 def _own(e: Emitter, past: str, s: str, slots: str) -> str:
     """bool [r,1,s,t]: is key slot t the query's own?"""
     at = e.op("Add", e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1])),
-              _range(e, s))  # fmt: skip
+              _range(e, s))
     return e.op("Equal", e.op("Unsqueeze", at, e.const([1, 3])), _range(e, slots))
 
 
@@ -68,18 +68,18 @@ def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
     q, k, v, kc, vc, past, cos, sin, *keep = x
     s, filled, total = _sizes(e, past, q)
     last = e.once(("last", past), lambda: e.op(
-        "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))  # fmt: skip
+        "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))
     most = e.once(("most", past), lambda: e.op(
-        "Squeeze", e.op("Cast", total, to=DTYPES["i32"]), e.const([0])))  # fmt: skip
+        "Squeeze", e.op("Cast", total, to=DTYPES["i32"]), e.const([0])))
     more = []
     if keep:
         bias = e.once(("bias", keep[0]), lambda: e.op(
-            "Where", _keep(e, keep[0], past, s, total), e.float(0.0), e.float(-1e30)))  # fmt: skip
+            "Where", _keep(e, keep[0], past, s, total), e.float(0.0), e.float(-1e30)))
         more = ["", bias]
     return e.ms("GroupQueryAttention", q, k, v, kc, vc, last, most, cos, sin, *more, outs=3,
                 num_heads=n.attrs["heads"], kv_num_heads=n.attrs["kv_heads"], do_rotary=1,
                 rotary_interleaved=int(n.attrs["interleaved"]),
-                scale=n.attrs["scale"])  # fmt: skip
+                scale=n.attrs["scale"])
 
 
 def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
@@ -89,7 +89,7 @@ def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
     k = _rotate(e, k, cos, sin, past, a["kv_heads"], a["interleaved"])
     kc, vc = _append(e, kc, k, past, a["kv_heads"]), _append(e, vc, v, past, a["kv_heads"])
     out = _cached(e, q, kc, vc, past, a["heads"], a["scale"], a["mask"], keep,
-                  n.args[3].type.shape[2])  # fmt: skip
+                  n.args[3].type.shape[2])
     return [out, kc, vc]
 
 
@@ -105,11 +105,11 @@ def _join(e: Emitter, x: str) -> str:
 
 
 def _rotate(e: Emitter, x: str, cos: str, sin: str, at: str, heads: int,
-            interleaved: bool) -> str:  # fmt: skip
+            interleaved: bool) -> str:
     """`at` is past i32[r] or rows i64[r,s]; the op takes rows."""
     rows = e.once(("rows", at), lambda: _rows(e, x, at))
     return e.op("RotaryEmbedding", x, cos, sin, rows, num_heads=heads,
-                interleaved=int(interleaved))  # fmt: skip
+                interleaved=int(interleaved))
 
 
 def _rows(e: Emitter, x: str, past: str) -> str:
@@ -124,14 +124,14 @@ def _append(e: Emitter, cache: str, new: str, past: str, heads: int) -> str:
 
 
 def _cached(e: Emitter, q: str, k: str, v: str, past: str, heads: int, scale: float, mask: str,
-            keep: list[str], slots: dims.Dim) -> str:  # fmt: skip
+            keep: list[str], slots: dims.Dim) -> str:
     s, filled, _ = _sizes(e, past, q)
     more = [""]
     if keep or mask == "prefix":
         more = [e.once(("mask", *keep, slots, mask),
-                       lambda: _seen(e, keep, past, s, e.dim(slots), mask))]  # fmt: skip
+                       lambda: _seen(e, keep, past, s, e.dim(slots), mask))]
     out = e.op("Attention", _split(e, q, heads), k, v, *more, "", "", filled, scale=scale,
-               is_causal=int(mask == "causal"))  # fmt: skip
+               is_causal=int(mask == "causal"))
     return _join(e, out)
 
 
@@ -140,7 +140,7 @@ def rope(e: Emitter, n: Node, x: list[str]) -> str:
     at = n.args[3]
     if at.type.rank == 2:
         return e.op("RotaryEmbedding", *x, num_heads=n.attrs["heads"],
-                    interleaved=int(n.attrs["interleaved"]))  # fmt: skip
+                    interleaved=int(n.attrs["interleaved"]))
     y, cos, sin, past = x
     return _rotate(e, y, cos, sin, past, n.attrs["heads"], n.attrs["interleaved"])
 
@@ -161,7 +161,7 @@ def _over_queries(e: Emitter, n: Node, bias: str) -> str:
         return bias
     lead = [1] * (t.rank - 2)
     return e.once(("over", bias, s), lambda: e.op("Expand", bias, e.op(
-        "Concat", e.const(lead), e.dim(s), e.const([1]), axis=0)))  # fmt: skip
+        "Concat", e.const(lead), e.dim(s), e.const([1]), axis=0)))
 
 
 @lowers("attention")
@@ -175,19 +175,19 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
                            hint="use --target reference, or say the mask by `mask` and `keep`")
         keep = [opt["keep"]] if "keep" in opt else []
         return _cached(e, x[0], x[1], x[2], opt["past"], a["heads"], a["scale"], a["mask"], keep,
-                       n.args[1].type.shape[2])  # fmt: skip
+                       n.args[1].type.shape[2])
     same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
     if same and not opt and not causal:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])
     bias = [_over_queries(e, n, opt["bias"])] if "bias" in opt else []
     if "keep" in opt:
         seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), e.float(0.0),
-                    e.float(-1e30))  # fmt: skip
+                    e.float(-1e30))
         bias = [e.op("Add", bias[0], seen) if bias else seen]
     heads = {"q_num_heads": a["heads"], "kv_num_heads": a["kv_heads"]}
     if n.args[1].type.rank == 4:
         out = e.op("Attention", _split(e, x[0], a["heads"]), x[1], x[2], *bias, scale=a["scale"],
-                   is_causal=int(causal))  # fmt: skip
+                   is_causal=int(causal))
         return _join(e, out)
     return e.op("Attention", *x[:3], *bias, scale=a["scale"], is_causal=int(causal), **heads)
 

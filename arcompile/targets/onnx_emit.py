@@ -15,7 +15,7 @@ from arcompile.ir import Graph, Node, Type, Value
 OPSET, IR_VERSION = 24, 10  # ONNX Runtime 1.28 takes IR <= 13 and guarantees opset <= 26
 WEIGHTS = "weights.safetensors"
 DTYPES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11,
-          "bf16": 16}  # fmt: skip
+          "bf16": 16}
 Lower = Callable[["Emitter", Node, list[str]], "str | list[str]"]
 LOWER: dict[str, Lower] = {}
 
@@ -64,7 +64,7 @@ class Emitter:
         made = [self.fresh(kind) for _ in range(outs)]
         self.nodes.append(self.onnx.helper.make_node(
             kind, list(inputs), made, name=f"{self.where}#{len(self.nodes)}", domain=domain,
-            **attrs))  # fmt: skip
+            **attrs))
         return made[0] if outs == 1 else made
 
     def ms(self, kind: str, *inputs: str, outs: int = 1, **attrs: Any) -> Any:
@@ -80,7 +80,7 @@ class Emitter:
     def const(self, value: Any, dtype: Any = np.int64) -> str:
         array = np.asarray(value, dtype)
         return self.once(("const", array.dtype.str, array.shape, array.tobytes()),
-                         lambda: self._const(array))  # fmt: skip
+                         lambda: self._const(array))
 
     def _const(self, array: Any) -> str:
         name = self.fresh("const")
@@ -118,7 +118,7 @@ class Emitter:
         if all(isinstance(d, int) for d in shape):
             return self.const(list(shape))
         return self.once(("shape", shape),
-                         lambda: self.op("Concat", *map(self.dim, shape), axis=0))  # fmt: skip
+                         lambda: self.op("Concat", *map(self.dim, shape), axis=0))
 
     def reshape(self, x: str, have: tuple[Dim, ...], want: tuple[Dim, ...]) -> str:
         """Reshape by a constant where ONNX's 0 (copy) and one -1 can say it."""
@@ -144,7 +144,7 @@ class Emitter:
         h = self.onnx.helper
         graph = h.make_graph(self.nodes, self.g.name,
                              [self._info(p.name, p.type) for p in self.g.params], outs,
-                             self.inits)  # fmt: skip
+                             self.inits)
         opsets = [h.make_opsetid("", OPSET), h.make_opsetid("com.microsoft", 1)]
         model = h.make_model(graph, opset_imports=opsets, producer_name="arcompile")
         model.ir_version = IR_VERSION
@@ -153,7 +153,7 @@ class Emitter:
     def _output(self, name: str, v: Value) -> Any:
         """Results are named `out.x`, since a state bears its input's name."""
         self.nodes.append(self.onnx.helper.make_node(
-            "Identity", [self.names[v]], [f"out.{name}"], name=f"out/{name}"))  # fmt: skip
+            "Identity", [self.names[v]], [f"out.{name}"], name=f"out/{name}"))
         return self._info(f"out.{name}", v.type)
 
     def _info(self, name: str, t: Type) -> Any:

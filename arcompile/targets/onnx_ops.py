@@ -12,7 +12,7 @@ from arcompile.ops.sampling import BLOCK
 from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, lowers
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64,
-         "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}  # fmt: skip
+         "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}
 END = np.iinfo(np.int64).max
 
 _SAME = {
@@ -22,7 +22,7 @@ _SAME = {
     "sub": "Sub", "mul": "Mul", "pow": "Pow", "maximum": "Max", "minimum": "Min",
     "equal": "Equal", "less": "Less", "greater": "Greater", "less_equal": "LessOrEqual",
     "greater_equal": "GreaterOrEqual", "matmul": "MatMul",
-}  # fmt: skip
+}
 
 
 def _renamed(kind: str) -> Lower:
@@ -144,7 +144,7 @@ def slice_(e: Emitter, n: Node, x: list[str]) -> str:
     a = n.attrs
     stop = END if a.get("stop") is None else a["stop"]
     return e.op("Slice", x[0], e.const([a["start"]]), e.const([stop]), e.const([a["axis"]]),
-                e.const([a.get("step", 1)]))  # fmt: skip
+                e.const([a.get("step", 1)]))
 
 
 @lowers("split")
@@ -206,7 +206,7 @@ def topk(e: Emitter, n: Node, x: list[str]) -> list[str]:
 @lowers("cumsum")
 def cumsum(e: Emitter, n: Node, x: list[str]) -> str:
     return e.op("CumSum", x[0], e.const(n.attrs["axis"]),
-                exclusive=int(n.attrs.get("exclusive", False)))  # fmt: skip
+                exclusive=int(n.attrs.get("exclusive", False)))
 
 
 @lowers("softmax")
@@ -221,7 +221,7 @@ def softmax(e: Emitter, n: Node, x: list[str]) -> str:
 def conv2d(e: Emitter, n: Node, x: list[str]) -> str:
     a = n.attrs
     return e.op("Conv", *x, strides=[a.get("stride", 1)] * 2, group=a.get("groups", 1),
-                pads=list(a.get("pads", (0, 0, 0, 0))))  # fmt: skip
+                pads=list(a.get("pads", (0, 0, 0, 0))))
 
 
 def _ones(e: Emitter, n: Node) -> str:
@@ -246,7 +246,7 @@ def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
     norm, total = e.fresh("norm"), e.fresh("sum")
     e.nodes.append(e.onnx.helper.make_node(
         "SkipSimplifiedLayerNormalization", x, [norm, "", "", total], domain="com.microsoft",
-        name=f"{e.where}#{len(e.nodes)}", epsilon=n.attrs["eps"]))  # fmt: skip
+        name=f"{e.where}#{len(e.nodes)}", epsilon=n.attrs["eps"]))
     return [norm, total]
 
 
@@ -256,9 +256,9 @@ def group_norm(e: Emitter, n: Node, x: list[str]) -> str:
     shape, groups = n.args[0].type.shape, n.attrs["groups"]
     flat = e.op("Reshape", x[0], e.const([0, groups, -1]))
     unit = e.op("InstanceNormalization", flat, e.float(np.ones(groups)), e.float(np.zeros(groups)),
-                epsilon=n.attrs["eps"])  # fmt: skip
+                epsilon=n.attrs["eps"])
     back = e.reshape(unit, (), shape) if _one_unknown(shape) else e.op(
-        "Reshape", unit, e.op("Shape", x[0]))  # fmt: skip
+        "Reshape", unit, e.op("Shape", x[0]))
     column = [shape[1], *[1] * (len(shape) - 2)]
     w, b = (e.op("Reshape", v, e.const(column)) for v in x[1:])
     return e.op("Add", e.op("Mul", back, w), b)
@@ -278,7 +278,7 @@ def l2_norm(e: Emitter, n: Node, x: list[str]) -> str:
 def upsample(e: Emitter, n: Node, x: list[str]) -> str:
     f = float(n.attrs["factor"])
     return e.op("Resize", x[0], "", e.float([1, 1, f, f]), mode="nearest",
-                coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+                coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @lowers("resize")

@@ -21,7 +21,7 @@ from arcompile.weights import Store, used
 
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
           "tensor(int32)": "i32", "tensor(bool)": "bool", "tensor(double)": "f64",
-          "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}  # fmt: skip
+          "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}
 
 
 def runtime() -> Any:
@@ -29,7 +29,7 @@ def runtime() -> Any:
         import onnxruntime
     except ImportError:
         raise ArcError("onnxruntime is not installed", code=MACHINE,
-                       hint="pip install 'onnxruntime>=1.28'") from None  # fmt: skip
+                       hint="pip install 'onnxruntime>=1.28'") from None
     return onnxruntime
 
 
@@ -54,12 +54,12 @@ class Session:
         self.inputs = {i.name: _type(i) for i in self.model.get_inputs()}
         self.results = {o.name.removeprefix("out."): _type(o) for o in self.model.get_outputs()}
         self.symbolic = [(k, t) for k, t in self.inputs.items()
-                         if any(isinstance(d, str) for d in t.shape)]  # fmt: skip
+                         if any(isinstance(d, str) for d in t.shape)]
 
 
 def _type(arg: Any) -> Type:
     return Type(DTYPES[arg.type], tuple(
-        d if isinstance(d, int) else dims.parse_dim(d) for d in arg.shape))  # fmt: skip
+        d if isinstance(d, int) else dims.parse_dim(d) for d in arg.shape))
 
 
 def _refused(path: Path, provider: str, e: Exception) -> ArcError:
@@ -67,9 +67,9 @@ def _refused(path: Path, provider: str, e: Exception) -> ArcError:
     if provider != "CPUExecutionProvider":
         return ArcError(f"ONNX Runtime cannot run on {provider}: {first}", code=MACHINE,
                         hint="pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of "
-                             "onnxruntime), or use --target ort-cpu")  # fmt: skip
+                             "onnxruntime), or use --target ort-cpu")
     return ArcError(f"ONNX Runtime refuses {path.name}: {first}", code=MACHINE,
-                    hint="onnxruntime>=1.28 is needed; then rebuild the engine")  # fmt: skip
+                    hint="onnxruntime>=1.28 is needed; then rebuild the engine")
 
 
 class Bound:
@@ -134,7 +134,7 @@ class Bound:
                 continue
             shape = [dims.value(d, sizes) for d in t.shape]
             made = ort.OrtValue.ortvalue_from_shape_and_type(
-                shape, NUMPY[t.dtype], self.s.device, 0)  # fmt: skip
+                shape, NUMPY[t.dtype], self.s.device, 0)
             self.io.bind_ortvalue_output(f"out.{name}", made)
             self.out[name] = made
         self.sizes = dict(sizes)
@@ -199,12 +199,12 @@ class OrtCpu(Target):
     """ONNX Runtime on the CPU."""
 
     passes = ("fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention, fuse-sampling, "
-              "dead-code")  # fmt: skip
+              "dead-code")
     needs = ("onnxruntime", "onnx")
     provider = "CPUExecutionProvider"
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:  # fmt: skip
+              progress: Callable[[str, float], None]) -> None:
         from arcompile.targets.onnx_emit import WEIGHTS, emit
 
         types = {k: v.type for k, v in used(program.graphs).items()}
@@ -214,7 +214,7 @@ class OrtCpu(Target):
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, store.__getitem__,
-                          lambda f: progress("weights", f))  # fmt: skip
+                          lambda f: progress("weights", f))
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         reason = self.available()

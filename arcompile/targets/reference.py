@@ -56,12 +56,12 @@ class Reference(Target):
     passes = ""
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:  # fmt: skip
+              progress: Callable[[str, float], None]) -> None:
         for g in program.graphs:
             (folder / f"{g.name}.arc").write_text(str(g) + "\n")
         types = {k: v.type for k, v in used(program.graphs).items()}
         safetensors.write(folder / "weights.safetensors", types, store.__getitem__,
-                          lambda f: progress("weights", f))  # fmt: skip
+                          lambda f: progress("weights", f))
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         graphs = {}

@@ -59,7 +59,7 @@ def built(files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
         patch.setattr(compile, "_own_digest", lambda: "tests")
         patch.setattr(sys, "stdout", out)
         code = cli.run(["build", str(files[0]), "--decoder", str(files[1]), *SIZES, "--json",
-                        "-o", str(base / "engine")])  # fmt: skip
+                        "-o", str(base / "engine")])
     return Ran(code=code, out=out.getvalue(), err="", folder=base / "engine")
 
 

@@ -55,7 +55,7 @@ def test_a_cache_hit_and_generate_need_no_torch(
 ) -> None:
     def sub(*args: object) -> Any:
         done = subprocess.run([sys.executable, "-c", BLOCKED, *map(str, args), "--json"],
-                              capture_output=True, text=True, cwd=tmp_path)  # fmt: skip
+                              capture_output=True, text=True, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)
 
@@ -143,9 +143,9 @@ def _make(kind: str, path: Path, gpt: Path, goldens: Path) -> Path:
               "  misshapen 'output.weight': (256, 7), expected (256, 128)",
               "  missing 'norm.weight' (128,)"]),
     ("nan", ["'norm.weight' has 1 NaN and 0 inf of 128"]),
-])  # fmt: skip
+])
 def test_build_refuses_a_file(kind: str, words: list[str], files: tuple[Path, Path], goldens: Path,
-                              tmp_path: Path, run: Any) -> None:  # fmt: skip
+                              tmp_path: Path, run: Any) -> None:
     path = _make(kind, tmp_path / "given.pt", files[0], goldens)
     before = sorted(tmp_path.iterdir())
     refused(run("build", path, *SIZES, "-o", tmp_path / "out"), *words)
@@ -166,9 +166,9 @@ def test_build_refuses_a_file(kind: str, words: list[str], files: tuple[Path, Pa
     (["--target", "ort-cup"], ["no target named 'ort-cup'", "did you mean 'ort-cpu'?"]),
     (["--family", "lamagen"], ["no family named 'lamagen'", "did you mean 'llamagen'?"]),
     (["--dtype", "f8"], ["target ort-cpu has no dtype 'f8'", "it takes f32"]),
-])  # fmt: skip
+])
 def test_build_refuses_arguments(args: list[str], words: list[str], files: tuple[Path, Path],
-                                 tmp_path: Path, run: Any) -> None:  # fmt: skip
+                                 tmp_path: Path, run: Any) -> None:
     given = [a for i in range(0, 4, 2) for a in SIZES[i : i + 2]]
     refused(run("build", files[0], *given, *args, "-o", tmp_path / "out"), *words)
     assert list(tmp_path.iterdir()) == []

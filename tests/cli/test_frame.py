@@ -88,7 +88,7 @@ def test_start(run: Any) -> None:
     assert run("--version").out == "arcompile 0.1.0\n"
     assert "Commands:" in run().out
     for args, word in ((["bild"], "bild"), (["build"], "missing argument"), (["--x"], "--x"),
-                       (["show", "a", "b"], "b")):  # fmt: skip
+                       (["show", "a", "b"], "b")):
         refused(run(*args), word, "--help")
 
 
@@ -120,9 +120,9 @@ def test_debug_raises(tmp_path: Path) -> None:
     (PermissionError(13, "Permission denied", "/x"), 1, ["error: /x: Permission denied"]),
     (ZeroDivisionError("two\nlines"), 1, ["error: internal error: ZeroDivisionError: two\n",
                                           "hint: run again with --debug"]),
-])  # fmt: skip
+])
 def test_exceptions(error: BaseException, code: int, words: list[str],
-                    monkeypatch: pytest.MonkeyPatch, run: Any) -> None:  # fmt: skip
+                    monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     monkeypatch.setattr("arcompile.doctor.examine", _raises(error))
     ran = run("doctor")
     assert (ran.code, ran.out) == (code, "")
@@ -139,7 +139,7 @@ def test_importing_the_command_line_is_light() -> None:
 
 def test_a_closed_pipe_is_no_error(arc: Path) -> None:
     done = subprocess.run(f"'{sys.executable}' -m arcompile show '{arc}' --graph step | head -n 1",
-                          shell=True, capture_output=True, text=True, cwd=ROOT)  # fmt: skip
+                          shell=True, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.startswith("graph step(")
     assert done.stderr == ""
 

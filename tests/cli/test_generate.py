@@ -21,7 +21,7 @@ from arcompile.errors import ArcError
 def test_generate_writes_a_png_with_its_settings(built: Ran, tmp_path: Path, run: Any) -> None:
     out, npy = tmp_path / "new" / "p.png", tmp_path / "t.npy"
     ran = run("generate", built.folder, "--label", "1,2", "--label", 3, "-n", 2, "--seed", 2**63,
-              "--guidance", 2.5, "--top-k", 50, "-o", out, "--tokens", npy, "--json")  # fmt: skip
+              "--guidance", 2.5, "--top-k", 50, "-o", out, "--tokens", npy, "--json")
     told, tokens = ran.json, np.load(npy)
     assert ran.code == 0
     assert tokens.shape == (6, 64)
@@ -50,7 +50,7 @@ def test_generate_tells_and_repeats(built: Ran, tmp_path: Path, run: Any) -> Non
 
 
 def test_generate_takes_the_engines_own_settings_and_names(engine: Path, tmp_path: Path,
-                                                            run: Any) -> None:  # fmt: skip
+                                                            run: Any) -> None:
     manifest = json.loads((engine / "manifest.json").read_text())
     names = ["a", "b, of c", *map(str, range(8))]
     raw = json.dumps(names).encode()
@@ -81,9 +81,9 @@ def test_generate_takes_the_engines_own_settings_and_names(engine: Path, tmp_pat
     (["-o", "."], ["is a folder"]),
     (["--tokens", "."], ["is a folder"]),
     (["-o", "/proc/p.png"], ["cannot write /proc/p.png"]),
-])  # fmt: skip
+])
 def test_generate_refuses(args: list[str], words: list[str], built: Ran, tmp_path: Path,
-                          monkeypatch: pytest.MonkeyPatch, run: Any) -> None:  # fmt: skip
+                          monkeypatch: pytest.MonkeyPatch, run: Any) -> None:
     monkeypatch.chdir(tmp_path)
     refused(run("generate", built.folder, *args), *words)
     assert list(tmp_path.iterdir()) == []
@@ -151,9 +151,9 @@ def _newer(engine: Path) -> None:
     (lambda e: (e / "manifest.json").write_text("{"), ["is not JSON", "hint: rebuild"]),
     (lambda e: (e / "manifest.json").unlink(), ["no engine manifest at", "hint: give an engine"]),
     (lambda e: shutil.rmtree(e), ["no engine manifest at"]),
-])  # fmt: skip
+])
 def test_damaged_engines(damage: Any, words: list[str], engine: Path, tmp_path: Path,
-                         run: Any) -> None:  # fmt: skip
+                         run: Any) -> None:
     damage(engine)
     refused(run("generate", engine, "-o", tmp_path / "p.png"), *words)
     assert not (tmp_path / "p.png").exists()

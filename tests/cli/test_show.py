@@ -66,7 +66,7 @@ def test_show_passes_on_text(arc: Path, run: Any) -> None:
 def test_show_one_graph_of_text(tmp_path: Path, run: Any) -> None:
     path = tmp_path / "g.txt"
     path.write_text("# a comment\ngraph g(%x: f32[b,4]) {\n  %0 = silu(%x) : f32[b,4]\n"
-                    "  return y=%0\n}\n")  # fmt: skip
+                    "  return y=%0\n}\n")
     assert run("show", path).out.splitlines()[-1].split()[:3] == ["g", "0", "1"]
     path.write_text("graph g(%x: f32[b,4]) {\n  %0 = silu(%x) : f32[b,5]\n  return y=%0\n}\n")
     refused(run("show", path), "%0 is f32[b,5] but silu infers f32[b,4]", "  ^ %0 is")

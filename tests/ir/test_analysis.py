@@ -40,7 +40,7 @@ def test_liveness():
     live = analysis.liveness(DIAMOND, SIZES)
     names = [{v.name for v in x.values} for x in live]
     assert names == [{"x", "z"}, {"x", "z", "0"}, {"z", "0", "1"}, {"z", "0", "1", "2"},
-                     {"z", "1", "2", "3"}, {"z", "1", "3", "4"}]  # fmt: skip
+                     {"z", "1", "2", "3"}, {"z", "1", "3", "4"}]
     assert [x.bytes for x in live] == [len(n) * ROW for n in names]
     assert analysis.peak(DIAMOND, SIZES).node.op == "matmul"
     assert analysis.peak(parse_graph("graph e(%x: f32[4]) {\n  return y=%x\n}")) is None

@@ -18,7 +18,7 @@ SIZES = {"r": 2, "s": 3, "b": 5}
 def one(op: str, *types: str, context: int | None = None, weights=(), **attrs) -> Cost:
     b = Builder("g")
     args = [b.weight(f"w{i}", t) if i in weights else b.param(f"p{i}", t)
-            for i, t in enumerate(types)]  # fmt: skip
+            for i, t in enumerate(types)]
     b.emit(op, *args, **attrs)
     return node_cost(b.nodes[-1], SIZES, context)
 
@@ -26,9 +26,9 @@ def one(op: str, *types: str, context: int | None = None, weights=(), **attrs) -
 def test_single_ops():
     assert one("add", "f32[b,4]", "f32[4]") == Cost(20, 0, 80 + 16 + 80, 0)
     assert one("matmul", "f32[r,s,4]", "f32[4,8]", weights={1}) == Cost(
-        2 * 6 * 4 * 8, 4 * 8 * 4, (6 * 4 + 6 * 8) * 4, 0)  # fmt: skip
+        2 * 6 * 4 * 8, 4 * 8 * 4, (6 * 4 + 6 * 8) * 4, 0)
     assert one("conv2d", "f32[b,4,8,8]", "f32[6,2,3,3]", weights={1}, groups=2,
-               pads=(1, 1, 1, 1)).flops == 2 * 5 * 6 * 64 * 2 * 9  # fmt: skip
+               pads=(1, 1, 1, 1)).flops == 2 * 5 * 6 * 64 * 2 * 9
     assert one("reshape", "f32[b,4]", shape=(4, "b")) == Cost()
     assert one("sum", "f32[b,4]", axes=(1,)).flops == 20
     assert one("silu", "f16[b,4]").bytes == 2 * 5 * 4 * 2
@@ -38,7 +38,7 @@ def test_gather_moves_rows_not_the_table():
     c = one("gather", "f32[16384,768]", "i64[b]", weights={0}, axis=0)
     assert c == Cost(0, 0, 2 * 5 * 768 * 4 + 5 * 8, 0)
     c = one("rope", "f32[r,s,8]", "f32[99,2]", "f32[99,2]", "i32[r]", weights={1, 2}, heads=2,
-            interleaved=True)  # fmt: skip
+            interleaved=True)
     assert c.weights == 0
     assert c.activations == 2 * (6 * 8 * 4) + 2 * (6 * 2 * 4) + 2 * 4
 
@@ -52,7 +52,7 @@ def test_attention_reads_what_is_filled(context):
     """r 2, s 3, 4 heads on 2 of keys, width 4: caches are read up to the context."""
     seen = min(context or 64, 64)
     c = one("attention", "f32[r,s,16]", CACHE, CACHE, "i32[r]", context=context, mask="causal",
-            extra=("past",), **HEADS)  # fmt: skip
+            extra=("past",), **HEADS)
     pairs = 3 * seen - 3
     assert c.flops == 2 * 4 * pairs * (2 * 4 + 2 * 4 + 5)
     assert c.cache == 2 * (2 * 2 * seen * 4) * 4
@@ -62,9 +62,9 @@ def test_attention_reads_what_is_filled(context):
 def test_decode_attention_costs_its_parts():
     new, tab, past = "f32[r,s,8]", "f32[64,2]", "i32[r]"
     whole = one("decode_attention", "f32[r,s,16]", new, new, CACHE, CACHE, past, tab, tab,
-                context=10, mask="causal", interleaved=True, **HEADS)  # fmt: skip
+                context=10, mask="causal", interleaved=True, **HEADS)
     att = one("attention", "f32[r,s,16]", CACHE, CACHE, past, context=10, mask="causal",
-              extra=("past",), **HEADS)  # fmt: skip
+              extra=("past",), **HEADS)
     spin = {"interleaved": True}
     q = one("rope", "f32[r,s,16]", tab, tab, past, heads=4, **spin)
     k = one("rope", new, tab, tab, past, heads=2, **spin)
@@ -113,7 +113,7 @@ def llamagen_step() -> Graph:
         caches = [b.param(f"{n}{i}", f"f32[r,12,{SLOTS},64]") for n in "kv"]
         y, out[f"k{i}"], out[f"v{i}"] = b.decode_attention(
             q, k, v, *caches, past, cos, sin, heads=12, kv_heads=12, scale=0.125, mask="causal",
-            interleaved=True)  # fmt: skip
+            interleaved=True)
         x = b.add(x, linear(y, f"{i}.wo", DIM, DIM))
         h = norm(x, f"{i}.norm2")
         h = b.swiglu(linear(h, f"{i}.w1", DIM, HIDDEN), linear(h, f"{i}.w3", DIM, HIDDEN))
@@ -137,7 +137,7 @@ def llamagen() -> Program:
     state = tuple((p.name, p.type) for p in step.params if p.name[1:].isdigit())
     return Program("llamagen", 256, steps, (prompt, step, sample_graph(VOCABULARY), feed),
                    prompt=(Call("prompt"),), inputs=(("cond", Type.parse("i64[b]")),),
-                   state=state, draws=(Draw("noise", "uniform", 2),))  # fmt: skip
+                   state=state, draws=(Draw("noise", "uniform", 2),))
 
 
 def test_llamagen_b_by_hand():
@@ -177,16 +177,16 @@ def test_rows_and_batch():
 
 def test_groups_of_positions_and_loops():
     step = parse_graph("graph step(%x: f32[r,n,4], %t: f32[], %noise: f32[b,c,2]) {\n"
-                       "  %0 = mul(%x, %t) : f32[r,n,4]\n  return x=%0\n}")  # fmt: skip
+                       "  %0 = mul(%x, %t) : f32[r,n,4]\n  return x=%0\n}")
     grow = parse_graph("graph grow(%x: f32[r,n,4]) {\n  %0 = concat(%x, %x) {axis=1} : f32[r,2*n,4]"
-                       "\n  return x=%0\n}")  # fmt: skip
+                       "\n  return x=%0\n}")
     start = parse_graph("graph start(%image: i64[r]) {\n"
                         "  %0 = full() {dtype='f32', shape=('r', 1, 4), value=0.0} : f32[r,1,4]\n"
-                        "  return x=%0\n}")  # fmt: skip
+                        "  return x=%0\n}")
     calls = (Call("step", loop="time"), Call("grow"))
     p = Program("p", 3, groups((1, 2), calls=calls), (step, grow, start), (Call("start"),),
                 draws=(Draw("noise", "uniform", 2),),
-                tables={"time": {"t": (0.1, 0.2, 0.3)}})  # fmt: skip
+                tables={"time": {"t": (0.1, 0.2, 0.3)}})
     p.verify()
     first, second = program_cost(p).steps[1:]
     assert (first.cost.flops, second.cost.flops) == (3 * 8, 3 * 16)  # r 2, n 1 then 2, 3 turns
@@ -195,7 +195,7 @@ def test_groups_of_positions_and_loops():
 
 def test_each_and_finish():
     g = parse_graph("graph paint(%tokens: i64[b,4]) {\n  %0 = cast(%tokens) {dtype='f32'} : "
-                    "f32[b,4]\n  %1 = exp(%0) : f32[b,4]\n  return pixels=%1\n}")  # fmt: skip
+                    "f32[b,4]\n  %1 = exp(%0) : f32[b,4]\n  return pixels=%1\n}")
     steps = (Step(tuple(range(4)), tuple(range(4)), ()),)
     p = Program("p", 4, steps, (g,), finish=(Call("paint", each=True),))
     assert program_cost(p, batch=3).steps[-1].cost.flops == 3 * 4
@@ -212,6 +212,6 @@ def test_table():
 
 
 @pytest.mark.parametrize(("n", "text"), [(0, "0 B"), (5, "5 B"), (999, "999 B"), (1234, "1.23 kB"),
-                                         (999_600, "1 MB"), (3.9e8, "390 MB")])  # fmt: skip
+                                         (999_600, "1 MB"), (3.9e8, "390 MB")])
 def test_figures(n, text):
     assert figure(n, "B") == text

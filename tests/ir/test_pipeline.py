@@ -59,7 +59,7 @@ def made(name: str, **options) -> Pass:
 @pytest.mark.parametrize("text", [
     "test-fuse", "test-shuffle", "test-shuffle{window=4}", "test-shuffle{rate=1.0,on=False}",
     "test-shuffle{where='a, {b}'}", "test-shuffle{layers=(3, 4, 5)}", "test-shuffle{layers=()}",
-])  # fmt: skip
+])
 def test_str_is_the_syntax(text):
     (one,) = parse_pipeline(text)
     assert str(one) == text
@@ -91,7 +91,7 @@ def test_parse():
     ("test-fuse{", "not a pass list: 'test-fuse{'", None),
     ("test-fuse}", "not a pass list", None),
     ("{window=4}", "not a pass list", None),
-])  # fmt: skip
+])
 def test_refusals(text, what, hint):
     with pytest.raises(ArcError) as e:
         parse_pipeline(text)
@@ -118,7 +118,7 @@ graph step(%x: f32[4], %y: f32[4]) {
 def program() -> Program:
     t = Type.parse("f32[4]")
     return Program("p", 2, raster(2), graphs=(parse_graph(STEP),), inputs=(("y", t),),
-                   state=(("x", t),))  # fmt: skip
+                   state=(("x", t),))
 
 
 class Breaks(Pass):

@@ -47,7 +47,7 @@ def program(order: str, **kw) -> Program:
                    inputs=(("cond", Type.parse("f32[r,1,4]")),),
                    state=(("k", Type.parse("f32[r,2,9,4]")),),
                    draws=(Draw("noise", "uniform", 2), Draw("order", "order", when="start")),
-                   tables={"time": {"t": (0.0, 0.5), "n": (1.0, float("inf"))}}, **kw)  # fmt: skip
+                   tables={"time": {"t": (0.0, 0.5), "n": (1.0, float("inf"))}}, **kw)
 
 
 @pytest.mark.parametrize("order", sorted(ORDERS))
@@ -65,7 +65,7 @@ def test_reads_back(order):
     again = parse_program(str(p))
     assert str(again) == str(p)
     assert (again.steps, again.state, again.draws, again.tables) == (
-        p.steps, p.state, p.draws, p.tables)  # fmt: skip
+        p.steps, p.state, p.draws, p.tables)
     assert again.fold is not None
     data = json.loads(json.dumps(to_data(p)))
     assert from_data(data).steps == p.steps
@@ -162,7 +162,7 @@ def test_mutated_text_raises_only_ArcError(data):
     lo = data.draw(st.integers(0, head))
     hi = min(head, lo + data.draw(st.integers(0, 10)))
     junk = st.sampled_from(["(", "[", "x", " x ", ">", ";", "=", "1e999", "9" * 5000, "[]", "{}",
-                            "-1", "1.5", "\n", "steps", "table", "draw", "guide="])  # fmt: skip
+                            "-1", "1.5", "\n", "steps", "table", "draw", "guide="])
     new = "".join(data.draw(st.lists(junk | st.text(max_size=2), max_size=3)))
     failed = None
     try:
@@ -177,7 +177,7 @@ def test_mutated_text_raises_only_ArcError(data):
     ("  cache full", "  cash full", "line 2: not a program line"),
     ("1 x 4>2", "1 y 4>2", "line 10: not steps"),
     ("matmul(%x, @w)", "matmul(%y, @w)", "line 16: %y is not defined"),
-])  # fmt: skip
+])
 def test_the_line_is_named(old, new, message):
     with pytest.raises(IRError) as e:
         parse_program(TEXT.replace(old, new, 1))
@@ -191,7 +191,7 @@ def test_the_line_is_named(old, new, message):
                 "append": 0, "set": {}}]),
     ("steps", [{"times": 1, "query": [float("inf")], "commit": 0, "calls": [], "guide": [0, 1],
                 "append": 0, "set": {}}]),
-])  # fmt: skip
+])
 def test_hostile_json_is_refused(key, value):
     data = {**to_data(program("raster")), key: value}
     with pytest.raises(ArcError):

@@ -16,7 +16,7 @@ from arcompile.text import literal, parse_attrs, parse_graph, split
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRAPHS = [(p, m[0]) for p in sorted(GOLDEN.rglob("*.txt"))
-          for m in re.finditer(r"(?ms)^graph .*?^\}$", p.read_text())]  # fmt: skip
+          for m in re.finditer(r"(?ms)^graph .*?^\}$", p.read_text())]
 
 MLP = """\
 graph step(%x: f32[b,4], %past: i32[b]) {
@@ -97,7 +97,7 @@ def test_mutated_text_raises_only_IRError(data):
     lo, hi = sorted(data.draw(st.tuples(*[st.integers(0, len(MLP))] * 2)))
     hi = min(hi, lo + data.draw(st.integers(0, 12)))
     junk = st.sampled_from(["(", "{", "}", "%", "@", ",", "=", "'", "\\", "0", "²", "9" * 5000, "#",
-                            "{[]: 1}", "-", "shape=", "\n", "step", "\x00", "heads"])  # fmt: skip
+                            "{[]: 1}", "-", "shape=", "\n", "step", "\x00", "heads"])
     new = "".join(data.draw(st.lists(junk | st.text(max_size=2), max_size=3)))
     failed = None
     try:
@@ -120,7 +120,7 @@ def test_mutated_text_raises_only_IRError(data):
     ("%4 = matmul(%1, @w2)", "%4 := matmul(%1, @w2)", "line 7: not a node"),
     ("y=%7", "y", "line 11: not a result"),
     ("y=%7", "y=%8", "line 11: %8 is not defined"),
-])  # fmt: skip
+])
 def test_the_line_is_named(old, new, message):
     with pytest.raises(IRError, match=re.escape(message)):
         parse_graph(MLP.replace(old, new, 1))

@@ -37,7 +37,7 @@ BAD = {
               "attention does not take these operands"),
     "step": ("%0 = slice(%x) {axis=1, start=0, step=0} : f32[b,4]", "slice does not take"),
     "shape": ("%0 = reshape(%x) {shape=(1.5,)} : f32[b,4]", "reshape does not take"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
@@ -107,7 +107,7 @@ def test_evaluate_names_missing_inputs():
 
 def test_dce_drops_dead_nodes_and_weights():
     text = ("graph g(%x: f32[4]) {\n  @w : f32[4]\n  @u : f32[4]\n  %0 = add(%x, @w) : f32[4]\n"
-            "  %1 = add(%x, @u) : f32[4]\n  return y=%0\n}")  # fmt: skip
+            "  %1 = add(%x, @u) : f32[4]\n  return y=%0\n}")
     small = dce(parse_graph(text))
     assert [n.op for n in small.nodes] == ["add"]
     assert [w.name for w in small.weights] == ["@w"]
@@ -117,7 +117,7 @@ def test_dce_drops_dead_nodes_and_weights():
 def test_merge_joins_equal_names():
     one = graph("%0 = neg(%x) : f32[b,4]", returns="h=%0")
     two = parse_graph("graph two(%h: f32[b,4], %z: f32[b,4]) {\n  %0 = mul(%h, %z) : f32[b,4]\n"
-                      "  return y=%0\n}")  # fmt: skip
+                      "  return y=%0\n}")
     both = merge(one, two)
     verify(both)
     assert [p.name for p in both.params] == ["x", "i", "z"]
@@ -131,7 +131,7 @@ def test_merge_keeps_names_apart():
     """A parameter of the second that is called as an inner value of the first."""
     one = parse_graph("graph a(%x: f32[4]) {\n  %z = neg(%x) : f32[4]\n  return h=%z\n}")
     two = parse_graph("graph b(%h: f32[4], %z: f32[4]) {\n  %0 = sub(%h, %z) : f32[4]\n"
-                      "  return y=%0\n}")  # fmt: skip
+                      "  return y=%0\n}")
     both = merge(one, two)
     verify(both)
     out = evaluate(both, {"x": np.ones(4, np.float32), "z": np.full(4, 5, np.float32)})

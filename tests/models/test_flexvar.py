@@ -99,7 +99,7 @@ def test_upstreams_name_for_the_schedule_wins(source):
     ({"patch_nums": []}, "must list grid sides"),
     ({**OPTIONS, "guidance_form": "x"}, "guidance_form must be var or llamagen"),
     ({**OPTIONS, "max_pn": 0}, "max_pn must be a positive integer"),
-])  # fmt: skip
+])
 def test_impossible_options_are_refused(source, options, message):
     with pytest.raises(ArcError, match=message):
         FlexVar().model(source, options)

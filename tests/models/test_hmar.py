@@ -170,7 +170,7 @@ def test_a_cell_drawn_again_takes_fresh_noise(engines, arrays):
 
     seeds, copies, where = np.array([11, 12], np.uint64), np.zeros(2, np.int64), np.arange(14)
     draws = [rng.draw(Draw("noise", "uniform", 2), 0, seeds, copies, where, turn)
-             for turn in range(4)]  # fmt: skip
+             for turn in range(4)]
     tokens, _ = Plain(arrays).run([d.astype(np.float64) for d in draws])
     out = engines().generate(LABELS, seed=[11, 12], guidance=GUIDANCE, **SAMPLING)
     assert (out.tokens == tokens.numpy()).all()

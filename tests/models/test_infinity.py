@@ -148,7 +148,7 @@ def test_patches_are_shuffled_as_torch_does():
     ({"n_head": 3}, "n_head=3, but"),
     ({"patchify": True}, "the decoder takes 16 channels, but the transformer draws 16 bits a cell"),
     ({"patchify": "yes"}, "patchify must be true or false"),
-])  # fmt: skip
+])
 def test_impossible_options_are_refused(source, options, message):
     with pytest.raises(ArcError, match=message):
         Infinity().model(source, options)

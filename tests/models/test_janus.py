@@ -56,7 +56,7 @@ def forward(w, ids, tokens, heads=4, kv=2):
         at = f"{p}layers.{i}."
         h = plain.rms(x, w[at + "input_layernorm.weight"], 1e-6)
         q, k, v = (split(h @ w[f"{at}self_attn.{c}_proj.weight"].T, n, c != "v")
-                   for c, n in (("q", heads), ("k", kv), ("v", kv)))  # fmt: skip
+                   for c, n in (("q", heads), ("k", kv), ("v", kv)))
         score = q @ k.transpose(-1, -2) * e**-0.5
         score = score.masked_fill(~torch.ones(s, s).tril().bool(), float("-inf"))
         a = (score.softmax(-1) @ v).transpose(0, 1).reshape(s, d)
@@ -104,10 +104,10 @@ def test_program_text(tiny):
     p = tiny.program
     assert p.steps[0].append == "p"
     assert (p.state, p.steps) == (from_data(json.loads(json.dumps(to_data(p)))).state,
-                                  from_data(json.loads(json.dumps(to_data(p)))).steps)  # fmt: skip
+                                  from_data(json.loads(json.dumps(to_data(p)))).steps)
     assert parse_program(str(p)).steps == p.steps
     full = dataclasses.replace(p, graphs=parse_program((tiny.folder / "program.arc").read_text())
-                               .graphs)  # fmt: skip
+                               .graphs)
     cost = program_cost(full)
     assert cost.steps[1].context == 64  # a prompt of the usual length
     assert cost.steps[-1].context == 64 + 15
@@ -198,7 +198,7 @@ def test_refusals():
     bad = {"config.json": "{"}
     plain.refuses("is not JSON", model(dataclasses.replace(SOURCE, metadata=bad)))
     plain.refuses("holds its own image decoder",
-                  model(dataclasses.replace(SOURCE, decoder=SOURCE.tensors)))  # fmt: skip
+                  model(dataclasses.replace(SOURCE, decoder=SOURCE.tensors)))
     plain.refuses("3 heads of 16 do not fit", model(config(num_attention_heads=3)))
     plain.refuses("type 'yarn'", model(config(rope_parameters={"rope_type": "yarn"})))
     plain.refuses("exceed the model's 36 positions", model(max_prompt=21))
@@ -208,6 +208,6 @@ def test_refusals():
     plain.refuses("1 missing", model(without("gen_head.vision_head.bias")))
     plain.refuses("is missing or not a matrix", model(without("gen_embed.weight")))
     fewer = dict(SOURCE.tensors) | plain.held(
-        {"gen_vision_model.quantize.embedding.weight": np.ones((32, 8))})  # fmt: skip
+        {"gen_vision_model.quantize.embedding.weight": np.ones((32, 8))})
     fewer = type(SOURCE.tensors)("test", fewer)
     plain.refuses("codebook has 32 codes", model(dataclasses.replace(SOURCE, tensors=fewer)))

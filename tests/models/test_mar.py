@@ -34,7 +34,7 @@ def want(files):
 def engine(request, files, tmp_path_factory):
     out = tmp_path_factory.mktemp("mar") / "engine"
     return arcompile.build(files[0], decoder=files[1], options=OPTIONS, target=request.param,
-                           out=out)  # fmt: skip
+                           out=out)
 
 
 def test_golden(engine, want):
@@ -91,7 +91,7 @@ def test_features(net, want, null, key):
     label = net.mar.prompt(cond, torch.arange(2), torch.tensor([null] * 2))["label"]
     with torch.no_grad():
         z = net.mar.features(label, torch.from_numpy(want["teacher_x"]), torch.tensor(seen),
-                             torch.from_numpy(source), cells)  # fmt: skip
+                             torch.from_numpy(source), cells)
     plain.near(z, want[key], 1e-6)
 
 
@@ -99,11 +99,11 @@ def test_head(net, want):
     """At times of its own, one for each row."""
     head = net.mar.diffloss.net
     rows, head.time_embed.rows = head.time_embed.rows, torch.from_numpy(
-        diffusion.sinusoid(want["net_t"]))  # fmt: skip
+        diffusion.sinusoid(want["net_t"]))
     x, c = (torch.from_numpy(want[k])[:, None] for k in ("net_x", "net_c"))
     with torch.no_grad():
         made = [torch.cat(head(x[i : i + 1], head.cond_embed(c[i : i + 1]), torch.tensor(i)), -1)
-                for i in range(len(x))]  # fmt: skip
+                for i in range(len(x))]
     head.time_embed.rows = rows
     plain.near(torch.cat(made)[:, 0], want["net_out"], 1e-6)
 
@@ -130,7 +130,7 @@ def test_ddpm(n):
         last = (1 - bars[first + 1] / bars[first]) * (1 - bars[first]) / (1 - bars[first + 1])
         row = [bar**-0.5, (1 / bar - 1) ** 0.5, beta * before**0.5 / (1 - bar),
                (1 - before) * (1 - beta) ** 0.5 / (1 - bar), math.log(beta), math.log(last),
-               t > 0]  # fmt: skip
+               t > 0]
         assert np.allclose(table[n - 1 - t], row, rtol=1e-5, atol=1e-7)
 
 
@@ -209,5 +209,5 @@ def test_refusals():
     plain.refuses("1 missing", model(short))
     assert plain.claimants(short) == ["mar"]
     more = plain.held({**{k: source.tensors.load(k) for k in source.tensors},
-                       "hires_blocks.0.weight": np.zeros(2)})  # fmt: skip
+                       "hires_blocks.0.weight": np.zeros(2)})
     assert plain.claimants(Source(more)) == []

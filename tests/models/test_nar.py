@@ -24,7 +24,7 @@ def test_golden(golden, target, tmp_path):
     e = arcompile.build(path, options={"n_head": 4, "grid": 6}, target=target, out=tmp_path / "e")
     assert len(e.program.steps) == 11
     assert (e.generate(want["cond"], guidance=4.0, temperature=0).tokens
-            == want["greedy_tokens"]).all()  # fmt: skip
+            == want["greedy_tokens"]).all()
 
 
 def forward(w, heads, prompt, tokens, grid, keep):
@@ -119,10 +119,10 @@ def test_refusals():
     plain.refuses("number of tokens per side", lambda: family.model(bare, {"n_head": 2}))
     other = FAMILIES["llamagen"].random("tiny").decoder.drop("quantize.embedding.weight")
     plain.refuses("lacks quantize.embedding.weight", lambda: family.model(
-        Source(source.tensors, other, metadata=source.metadata), {}))  # fmt: skip
+        Source(source.tensors, other, metadata=source.metadata), {}))
     smaller = plain.held({**{k: source.decoder.load(k) for k in source.decoder},
-                          "quantize.embedding.weight": np.ones((32, 8))})  # fmt: skip
+                          "quantize.embedding.weight": np.ones((32, 8))})
     plain.refuses("codebook has 32 codes", lambda: family.model(
-        Source(source.tensors, smaller, metadata=source.metadata), {}))  # fmt: skip
+        Source(source.tensors, smaller, metadata=source.metadata), {}))
     lost = Source(source.tensors.drop("medusa_norm.weight"), metadata=source.metadata)
     plain.refuses("1 missing", lambda: family.model(lost, {}))

@@ -128,4 +128,4 @@ def test_refusals():
     plain.refuses("1 misshapen", model(changed(**{special: np.ones((3, 32))})))
     plain.refuses("codebook has", model(dataclasses.replace(
         SOURCE, decoder=plain.held({**{k: SOURCE.decoder.load(k) for k in SOURCE.decoder},
-                                    "quantize.embedding.weight": np.ones((32, 8))}))))  # fmt: skip
+                                    "quantize.embedding.weight": np.ones((32, 8))}))))

@@ -15,7 +15,7 @@ from arcompile.program_text import from_data, parse_program, to_data
 
 SOURCE = FAMILIES["rar"].random("tiny")
 SHAKEN = dataclasses.replace(SOURCE, tensors=plain.shaken(SOURCE.tensors, scale=0.2),
-                             decoder=plain.shaken(SOURCE.decoder, scale=0.2))  # fmt: skip
+                             decoder=plain.shaken(SOURCE.decoder, scale=0.2))
 
 
 def linear(w, name, x):
@@ -32,7 +32,7 @@ def forward(w, label, tokens, heads=4, codes=64):
     b, n = tokens.shape
     known = w["embeddings.weight"][codes + 1 + torch.tensor(label)]
     x = torch.cat((w["cls_token"].expand(b, -1, -1), known[:, None],
-                   w["embeddings.weight"][tokens[:, :-1]]), 1)  # fmt: skip
+                   w["embeddings.weight"][tokens[:, :-1]]), 1)
     s, d = x.shape[1:]
     x = x + w["pos_embed"][:, :s]
     x[:, 1:] += w["target_aware_pos_embed"][:, 2 : s + 1]
@@ -44,7 +44,7 @@ def forward(w, label, tokens, heads=4, codes=64):
             return layer_norm(x, w[f"{at}{name}.weight"], w[f"{at}{name}.bias"])
 
         shift, scale, gate, shift2, scale2, gate2 = linear(
-            w, at + "adaLN_modulation.1", cond).split(d, -1)  # fmt: skip
+            w, at + "adaLN_modulation.1", cond).split(d, -1)
         h = linear(w, at + "attn.qkv", norm(x, "norm1") * (1 + scale) + shift)
         q, k, v = h.view(b, s, 3, heads, d // heads).permute(2, 0, 3, 1, 4)
         score = norm(q, "attn.q_norm") @ norm(k, "attn.k_norm").transpose(-1, -2)
@@ -68,7 +68,7 @@ def decoded(w, tokens, grid):
         y = x.reshape(b, 32, -1)
         y = (y - y.mean(-1, keepdim=True)) / (y.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
         return (y.reshape(b, c, h, v) * w[f"{name}.weight"].view(1, c, 1, 1)
-                + w[f"{name}.bias"].view(1, c, 1, 1))  # fmt: skip
+                + w[f"{name}.bias"].view(1, c, 1, 1))
 
     def conv(x, name):
         kernel = w[f"{name}.weight"]
@@ -171,14 +171,14 @@ def test_refusals():
 
     plain.refuses("guidance_pow must be a number", model(guidance_pow=-1))
     plain.refuses("not 1024 and a square",
-                  model(changed("tensors", pos_embed=np.ones((1, 1041, 64)))))  # fmt: skip
+                  model(changed("tensors", pos_embed=np.ones((1, 1041, 64)))))
     plain.refuses("heads of 24 do not divide", model(
-        changed("tensors", **{"blocks.0.attn.q_norm.weight": np.ones(24)})))  # fmt: skip
+        changed("tensors", **{"blocks.0.attn.q_norm.weight": np.ones(24)})))
     plain.refuses("has 16 rows for 17 slots", model(
-        changed("tensors", timesteps_embeddings=np.ones((1, 16, 64)))))  # fmt: skip
+        changed("tensors", timesteps_embeddings=np.ones((1, 16, 64)))))
     other = FAMILIES["llamagen"].random("tiny").decoder
     plain.refuses("the decoder file has no decoder.mid.1.conv1.weight", model(
-        dataclasses.replace(SOURCE, decoder=other)))  # fmt: skip
+        dataclasses.replace(SOURCE, decoder=other)))
     fewer = changed("decoder", **{"quantize.embedding.weight": np.ones((32, 32))})
     plain.refuses("codebook has 32 codes", model(fewer))
     lost = dataclasses.replace(SOURCE, tensors=SOURCE.tensors.drop("cls_token"))

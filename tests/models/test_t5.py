@@ -26,7 +26,7 @@ WORDS = ["<pad>", "</s>", "<unk>", "a", "red", "circle", "on", "blue", "square",
 SLOTS, WIDTH = 6, 24  # of the captioned model
 CONFIG = {"model_type": "t5", "vocab_size": 11, "d_model": WIDTH, "num_layers": 3, "num_heads": 3,
           "d_kv": 10, "d_ff": 40, "relative_attention_num_buckets": 8, "eos_token_id": 1,
-          "relative_attention_max_distance": 12, "layer_norm_epsilon": 1e-6}  # fmt: skip
+          "relative_attention_max_distance": 12, "layer_norm_epsilon": 1e-6}
 
 
 # --- plain: https://arxiv.org/abs/1910.10683, section 2.1 ----------------------------------------
@@ -61,7 +61,7 @@ def forward(w, ids, heads):
         p = f"encoder.block.{i}.layer.0."
         h = rms(x, w[p + "layer_norm.weight"])
         q, k, v = (np.stack(np.split(h @ w[f"{p}SelfAttention.{c}.weight"].T, heads, 1))
-                   for c in "qkv")  # fmt: skip
+                   for c in "qkv")
         a = softmax(q @ k.transpose(0, 2, 1) + bias.transpose(2, 0, 1)) @ v
         x = x + np.concatenate(a, 1) @ w[p + "SelfAttention.o.weight"].T
         p = f"encoder.block.{i}.layer.1."
@@ -90,7 +90,7 @@ def shapes(c):
         found |= {f"{p}0.SelfAttention.{x}.weight": (inner, d) for x in "qkv"}
         found |= {f"{p}1.DenseReluDense.{x}.weight": (hidden, d) for x in wide}
         found |= {f"{p}0.SelfAttention.o.weight": (d, inner),
-                  f"{p}1.DenseReluDense.wo.weight": (d, hidden)}  # fmt: skip
+                  f"{p}1.DenseReluDense.wo.weight": (d, hidden)}
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     return found | {bias: (c["relative_attention_num_buckets"], c["num_heads"])}
 
@@ -100,7 +100,7 @@ def folder_of(path, forward="gated-gelu", **more):
     said = {**CONFIG, "feed_forward_proj": forward, **more}
     rng = np.random.default_rng(0)
     w = {k: (rng.standard_normal(s) * 0.4 + (len(s) == 1)).astype(np.float32)
-         for k, s in shapes(said).items()}  # fmt: skip
+         for k, s in shapes(said).items()}
     path.mkdir(parents=True)
     save_file({**w, "lm_head.weight": w["shared.weight"]}, path / "model.safetensors")
     (path / "config.json").write_text(json.dumps(said))
@@ -109,7 +109,7 @@ def folder_of(path, forward="gated-gelu", **more):
         "LongestFirst", "stride": 0}, "padding": None, "added_tokens": [], "normalizer": None,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
         "model": {"type": "WordLevel", "unk_token": "<unk>",
-                  "vocab": {word: i for i, word in enumerate(WORDS)}}}))  # fmt: skip
+                  "vocab": {word: i for i, word in enumerate(WORDS)}}}))
     return path, {k: x.astype(np.float64) for k, x in w.items()}
 
 
@@ -132,7 +132,7 @@ def engine(checkpoint, tmp_path_factory):
     root = tmp_path_factory.mktemp("engine")
     folder, _ = folder_of(root / "t5")
     return arcompile.build(checkpoint, target="reference", out=root / "e",
-                           options={"text_encoder": folder})  # fmt: skip
+                           options={"text_encoder": folder})
 
 
 def told(engine, **changes):
@@ -233,7 +233,7 @@ def test_bad_prompts(engine, tokenizers):
 
 def test_tokens_of_another_model(engine, tokenizers):
     plain.refuses("token 5, but the text encoder knows 5", lambda: told(
-        engine, vocabulary=5).generate("circle"))  # fmt: skip
+        engine, vocabulary=5).generate("circle"))
 
 
 def test_without_tokenizers(engine, monkeypatch):
@@ -276,7 +276,7 @@ def test_place():
     ("50%25 off+now", "50% off now"),
     ("3.5 apples at 10:30", "3.5 apples at 10:30"),
     ("", ""),
-])  # fmt: skip
+])
 def test_clean(said, meant):
     assert text.clean(text.clean(said)) == meant
 
@@ -327,7 +327,7 @@ def test_spiece_alone(captioned, tmp_path):
     folder, _ = folder_of(tmp_path / "t5")
     (folder / "tokenizer.json").rename(folder / "spiece.model")
     plain.refuses("no tokenizer.json but spiece.model", lambda: FAMILIES["llamagen"].model(
-        captioned, {"text_encoder": folder}))  # fmt: skip
+        captioned, {"text_encoder": folder}))
 
 
 def test_key_knows_the_folder(checkpoint, tmp_path):

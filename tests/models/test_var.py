@@ -16,7 +16,7 @@ from arcompile.models.var import Var, config, program
 
 TARGETS = ("ort-cpu", "reference")
 MIXED = {"seed": [5, 2**63 + 9], "guidance": [3.0, 0.0], "temperature": [1.0, 0.7],
-         "top_k": [0, 20], "top_p": [0.9, 1.0]}  # fmt: skip
+         "top_k": [0, 20], "top_p": [0.9, 1.0]}
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_the_schedule_is_told_by_tables_or_published_sizes(source):
     ({"patch_nums": "big"}, "must list grid sides"),
     ({"patch_nums": [1, 3, 2]}, "must not shrink"),
     ({"n_head": 3}, "n_head=3, but blocks.0.attn.scale_mul_1H11 has 2 heads"),
-])  # fmt: skip
+])
 def test_impossible_options_are_refused(source, options, message):
     with pytest.raises(ArcError, match=message) as e:
         Var().model(source, options)

@@ -16,7 +16,7 @@ from arcompile.program_text import from_data, parse_program, to_data
 from arcompile.runtime import rng
 
 C = xar.Config(dim=32, encoder=2, decoder=1, heads=2, hidden=40, classes=6, channels=4,
-               positions=64, steps=4)  # fmt: skip
+               positions=64, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def source():
         for i in range(layers):
             at = f"{part}_blocks.{i}.attn.rope"
             extra |= {f"{at}.freqs": np.zeros(4), f"{at}.freqs_cos": np.zeros((64, 16)),
-                      f"{at}.freqs_sin": np.zeros((64, 16))}  # fmt: skip
+                      f"{at}.freqs_sin": np.zeros((64, 16))}
     whole = plain.held({**{k: made.load(k) for k in made}, **extra})
     vae = plain.held({k: np.zeros(s) for k, s in kl.published(4).items()})
     return Source(whole, plain.shaken(vae, scale=0.1))
@@ -65,7 +65,7 @@ def block(w, p, x, cond):
     g1, g2, s1, s2, t1, t2 = linear(w, f"{p}.ada_lin.1", F.silu(cond)).chunk(6, -1)
     h = plain.rms(x, 1, 1e-6) * (1 + s1) + t1
     q, k, v = (y.view(b, n, 2, d // 2).transpose(1, 2)
-               for y in linear(w, f"{p}.attn.qkv", h).chunk(3, -1))  # fmt: skip
+               for y in linear(w, f"{p}.attn.qkv", h).chunk(3, -1))
     angles, live = plain.grid_angles(ORDER[:n], d // 2), torch.ones(n)
     score = plain.turned(q, angles, live) @ plain.turned(k, angles, live).transpose(-1, -2)
     cell = torch.arange(n) // 16
@@ -123,7 +123,7 @@ def test_transcription(engine, source):
         which, at = int(turn >= 0), place[16 * cell : 16 * cell + 16]
         seeds, images = np.array([5, 9], np.uint64), np.zeros(2, int)
         return torch.from_numpy(
-            rng.draw(draws[which], which, seeds, images, at, max(turn, 0))).double()  # fmt: skip
+            rng.draw(draws[which], which, seeds, images, at, max(turn, 0))).double()
 
     each = [torch.tensor(x).double()[:, None, None] for x in ([3.0, 1.0], [1.0, 0.7])]
     found = draw(w, torch.tensor([3, 5]), *each, noise)
@@ -158,7 +158,7 @@ def test_claims_and_sizes(source):
 
 def test_tables():
     assert [tuple(x) for x in xar.cells(C)[:, [0, 1, 4, 15]].tolist()] == [
-        (0, 1, 8, 27), (4, 5, 12, 31), (32, 33, 40, 59), (36, 37, 44, 63)]  # fmt: skip
+        (0, 1, 8, 27), (4, 5, 12, 31), (32, 33, 40, 59), (36, 37, 44, 63)]
     table = xar.flow(50)
     assert np.isclose(table[:50, 1].sum(), -1, atol=1e-6)
     assert table[0, 0] == 1
@@ -180,10 +180,10 @@ def test_refusals(source):
     plain.refuses("does not divide", model(num_heads=3))
     plain.refuses("more than 1000", model(flow_steps=1001))
     bare = dataclasses.replace(source, tensors=source.tensors.drop(
-        *(k for k in source.tensors if ".rope." in k)))  # fmt: skip
+        *(k for k in source.tensors if ".rope." in k)))
     assert "num_heads" in plain.refuses("number of heads", model(bare)).hint
     model(bare, num_heads=2)()
     plain.refuses("pred.weight", model(
-        dataclasses.replace(source, tensors=source.tensors.drop("pred.weight"))))  # fmt: skip
+        dataclasses.replace(source, tensors=source.tensors.drop("pred.weight"))))
     other = plain.held({k: np.zeros(s) for k, s in kl.published(6).items()})
     plain.refuses("6 channels", model(dataclasses.replace(source, decoder=other)))

@@ -57,7 +57,7 @@ def test_gate_is_an_option(gate, products):
         ("%6 = concat(%1, %3, %5)", "%7 = silu(%1) : f32[b,4]\n  %6 = concat(%7, %3, %5)",
          "it is half of a gated MLP; gate=True joins those"),
     ],
-)  # fmt: skip
+)
 def test_refuses(old, new, why, capsys, monkeypatch):
     monkeypatch.setenv("ARC_DEBUG", "4")
     assert old in G

@@ -69,7 +69,7 @@ def request(b: int = 3, **kw) -> Request:
     given = {"inputs": {"cond": np.arange(b) % 4}, "seeds": np.arange(b, dtype=np.uint64) + 5,
              "copies": np.arange(b), "guidance": np.ones(b),
              "temperature": np.ones(b, np.float32), "top_k": np.zeros(b, np.int64),
-             "top_p": np.ones(b, np.float32)}  # fmt: skip
+             "top_p": np.ones(b, np.float32)}
     return Request(**{**given, **kw})
 
 
@@ -171,7 +171,7 @@ def test_interval_ends_guidance():
     scales = Loop(chain(), None, request(2, guidance=np.full(2, 3.0), interval=1)).scales
     assert scales[:, 0].tolist() == [3, 3, 3, 1]
     res = run(chain(), request(2, guidance=np.full(2, 3.0), interval=0,
-                               temperature=np.zeros(2, np.float32)))  # fmt: skip
+                               temperature=np.zeros(2, np.float32)))
     for j, (cond, null) in enumerate(res.logits):
         want = cond + np.float32(2) * (cond - null) if j < 2 else cond
         assert (res.tokens[:, j] == want[:, 0].argmax(-1)).all()
@@ -188,7 +188,7 @@ def test_steps_ramp_guidance():
 
 MIXED = {"guidance": np.array([1, 4, 2, 1.0, 3]), "top_k": np.array([0, 3, 0, 1, 5]),
          "top_p": np.array([1, 0.9, 0.5, 1, 1], np.float32),
-         "temperature": np.array([1, 0.5, 1.5, 1, 0], np.float32)}  # fmt: skip
+         "temperature": np.array([1, 0.5, 1.5, 1, 0], np.float32)}
 
 
 def test_mixed_batch_is_solo_rows_bit_for_bit():
@@ -197,7 +197,7 @@ def test_mixed_batch_is_solo_rows_bit_for_bit():
     for i in range(5):
         one = Request({"cond": q.inputs["cond"][i : i + 1]}, *(
             getattr(q, k)[i : i + 1] for k in ("seeds", "copies", "guidance", "temperature",
-                                               "top_k", "top_p")))  # fmt: skip
+                                               "top_k", "top_p")))
         solo = run(chain(), one)
         assert (solo.tokens[0] == whole.tokens[i]).all()
         for (a, an), (b, bn) in zip(solo.logits, whole.logits, strict=True):
@@ -228,7 +228,7 @@ def test_forced_tokens_are_committed_and_fed():
     for j in range(1, 4):
         for i in range(2):
             np.testing.assert_allclose(res.logits[j][0][i, 0], logits(forced[i, j - 1], j),
-                                       rtol=1e-6)  # fmt: skip
+                                       rtol=1e-6)
 
 
 def test_given_noise_replaces_the_draw():

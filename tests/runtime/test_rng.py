@@ -15,7 +15,7 @@ VECTORS = [
     ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0",
      "d16cfe09 94fdcceb 5001e420 24126ea1"),
-]  # fmt: skip
+]
 
 
 def hexes(text: str):
@@ -33,9 +33,9 @@ SEEDS = np.array([3, 1 << 63, 2**64 - 1], np.uint64)
 
 
 def draw(kind: str, width: int = 1, *, seeds=SEEDS, images=(0, 0, 5), positions=range(6), index=0,
-         turn=0):  # fmt: skip
+         turn=0):
     return rng.draw(Draw("n", kind, width), index, np.asarray(seeds, np.uint64), np.array(images),
-                    np.array(positions), turn)  # fmt: skip
+                    np.array(positions), turn)
 
 
 def test_words_are_laid_out_as_said():
@@ -101,7 +101,7 @@ def test_every_coordinate_matters():
     base = draw("uniform", 4)
     others = [draw("uniform", 4, seeds=SEEDS + np.uint64(1)), draw("uniform", 4, images=(1, 1, 6)),
               draw("uniform", 4, positions=range(6, 12)), draw("uniform", 4, index=1),
-              draw("uniform", 4, turn=1)]  # fmt: skip
+              draw("uniform", 4, turn=1)]
     assert all((base != o).mean() > 0.99 for o in others)
     high = SEEDS ^ np.uint64(1 << 40)
     assert (draw("uniform", 4, seeds=high) != base).mean() > 0.99
