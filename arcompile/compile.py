@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcompile
+from arcompile.cache import cache
 from arcompile.checkpoint import FOLDER as WEIGHTS
 from arcompile.checkpoint import open_checkpoint
 from arcompile.digest import digest
@@ -55,7 +56,8 @@ def build(
     checkpoint: a published file or folder, or the name of a shipped demo. passes: extra passes
     after the target's own, as text such as "int8, kv-hack{ratio=0.5}" or as objects. options:
     what tensors cannot show. out: the folder (default: one in the cache, by content). The same
-    inputs again are a cache hit. Raises ArcError; writes the whole engine or nothing.
+    inputs again are a cache hit. progress is told the stages and how much of each is done; a stage
+    "note: ..." is something to know. Raises ArcError; writes the whole engine or nothing.
     """
     checkpoint, decoder = _resolve(checkpoint, decoder)
     chosen = TARGETS[target]
@@ -69,6 +71,10 @@ def build(
     if (hit := _cached(folder, key)) is not None:
         progress("cached", 1.0)
         return hit
+    try:
+        chosen.prepare(progress)
+    except ArcError as e:
+        progress(f"note: {e.what}; {e.hint}", 1.0)
     with bundle.replacing(folder) as made:
         found, model = _model(checkpoint, decoder, family, options or {}, progress)
         write(made, found.name, model, target, dtype, pipeline, key, progress)
@@ -78,12 +84,13 @@ def build(
 def write(folder: Path, family: str, model: Model, target: str, dtype: str,
           pipeline: Sequence[Pass], key: str = "", progress: Report = lambda s, f: None) -> None:
     """Export, optimise and lower one model into an empty folder. Raises ArcError."""
-    program = run(_export(model, progress), pipeline)
+    done: list[Pass] = []
+    program = run(exported(model, progress), pipeline, model.weights, done)
     progress("passes", 1.0)
     TARGETS[target].lower(program, Store(model.weights, program.fold), folder, progress)
     _describe(folder, program, model, {
         "family": family, "target": target, "dtype": dtype, "key": key,
-        "passes": [str(p) for p in pipeline]})
+        "passes": [str(p) for p in done]})
 
 
 def program(
@@ -96,14 +103,7 @@ def program(
 ) -> tuple[Program, Weights]:
     """A checkpoint's program before any pass, and its weights. Raises ArcError."""
     _, model = _model(*_resolve(checkpoint, decoder), family, options or {}, progress)
-    return _export(model, progress), model.weights
-
-
-def cache() -> Path:
-    """$ARC_CACHE, $XDG_CACHE_HOME/arcompile or ~/.cache/arcompile."""
-    if own := os.getenv("ARC_CACHE"):
-        return Path(own)
-    return Path(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache") / "arcompile"
+    return exported(model, progress), model.weights
 
 
 def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, Path | None]:
@@ -209,7 +209,7 @@ def _family(held: Any, name: str | None) -> tuple[Family, Any]:
     return claims[0]
 
 
-def _export(model: Model, progress: Report) -> Program:
+def exported(model: Model, progress: Report = lambda stage, share: None) -> Program:
     """The program with its graphs, and the sampling chain where a graph yields logits."""
     from arcompile.export import call
 

@@ -6,7 +6,7 @@ depends on weights only is computed when the engine is built and is free here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -14,12 +14,10 @@ from typing import Any
 
 from arcompile import dims
 from arcompile.dims import Dim
-from arcompile.ir import DTYPES, Graph, Node, Type, Value
-from arcompile.program import BUILTIN, Call, Program, Step
+from arcompile.ir import DTYPES, Graph, Node, Value
+from arcompile.program import Program
+from arcompile.walk import Run, Shape, Sizes, guided_rows, walk
 from arcompile.weights import used
-
-Sizes = Mapping[str, int]
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +70,7 @@ class _At:
 PER_ELEMENT = {
     "rope": 3, "layer_norm": 8, "group_norm": 8, "rms_norm": 4, "residual_norm": 5, "l2_norm": 3,
     "softmax": 5, "silu": 4, "sigmoid": 4, "swiglu": 5, "gelu": 8, "draw": 3, "filter_logits": 8,
+    "quantize_rows": 4,
     **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",
                      "gather", "take_along", "put_along", "cache_append", "const", "arange", "full",
                      "cast", "upsample"), 0),
@@ -111,8 +110,9 @@ def _decode_attention(at: _At) -> int:
 
 
 FLOPS: dict[str, Callable[[_At], int]] = {
-    "matmul": _matmul, "conv2d": _conv2d, "resize": _resize, "attention": _attention,
+    "conv2d": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention,
+    **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
 }
 
 
@@ -247,90 +247,31 @@ class ProgramCost:
 
 def program_cost(p: Program, batch: int = 1, guided: bool = True) -> ProgramCost:
     """Every step's cost for `batch` images, twice the rows when guided."""
-    twins = guided and any(s.guide[1] != 0 or s.guide[0] > 1 for s in p.steps)
-    walk = _Walk(p, p.sizes(batch, 2 * batch if twins else batch))
-    steps = [walk.run("prompt", p.prompt)] if p.prompt else []
-    steps += [walk.step(i, s) for i, s in enumerate(p.steps)]
-    steps += [walk.run("finish", p.finish)] if p.finish else []
+    each = _Graphs()
+    steps = [StepCost(t.name, tuple(map(str, t.calls)), t.query, t.commit, t.context,
+                      sum((each.cost(run) for run in t.runs), Cost()))
+             for t in walk(p, batch, guided)]
     weights = sum(v.type.nbytes() for v in used(p.graphs).values())
-    return ProgramCost(steps, weights, sum(t.nbytes(walk.sizes) for _, t in p.state))
+    sizes = p.sizes(batch, guided_rows(p, batch, guided))
+    return ProgramCost(steps, weights, sum(t.nbytes(sizes) for _, t in p.state))
 
 
-class _Walk:
-    """The decode loop over shapes instead of tensors."""
+class _Graphs:
+    """What runs cost; each graph is looked at once for its sizes."""
 
-    def __init__(self, p: Program, sizes: dict[str, int]):
-        self.p, self.sizes, self.past = p, sizes, 0
-        self.env: dict[str, Shape] = {}
-        given = {**{k: Type.parse(v) for k, v in BUILTIN.items()}, **dict(p.inputs),
-                 **dict(p.state)}
-        for name, t in given.items():
-            known = all(dims.symbols(d) <= set(sizes) for d in t.shape)
-            self.env[name] = self._shape(t, sizes) if known else ()
-        self._draw("start", p.positions)
+    def __init__(self) -> None:
         self.seen: dict[tuple[Any, ...], Cost] = {}
 
-    @staticmethod
-    def _shape(t: Type, sizes: Sizes) -> Shape:
-        return tuple(dims.value(d, sizes) for d in t.shape)
-
-    def _draw(self, when: str, positions: int) -> None:
-        for d in self.p.draws:
-            if d.when == when:
-                shape = (self.sizes["b"], positions)
-                self.env[d.name] = shape if d.kind == "order" else (*shape, d.width)
-
-    def step(self, i: int, s: Step) -> StepCost:
-        for name, value in s.set:
-            self.env[name] = _shape_of(value)
-        self._draw("step", len(s.commit))
-        self._draw("loop", len(s.commit))
-        append = dims.value(s.append, self.sizes)
-        found = self.run(str(i), s.calls, len(s.query), len(s.commit), append)
-        self.past += append
-        return found
-
-    def run(self, name: str, calls: Iterable[Call], query: int = 0, commit: int = 0,
-            append: int = 0) -> StepCost:
-        total, context = Cost(), self.past + append
-        for c in calls:
-            columns = self.p.tables[c.loop] if c.loop else {}
-            self.env.update({k: () for k in columns})
-            turns = len(next(iter(columns.values()), ())) if c.loop else 1
-            total += self._call(c, context) * turns
-        return StepCost(name, tuple(map(str, calls)), query, commit, context, total)
-
-    def _call(self, call: Call, context: int) -> Cost:
-        g = self.p.graph(call.graph)
-        times = self.sizes["b"] if call.each else 1
-        sizes = self._bind(g, times)
-        for name, v in g.results:
-            shape = self._shape(v.type, sizes)
-            whole = times > 1 and shape[:1] == (1,)
-            self.env[name] = (times, *shape[1:]) if whole else shape
-        return self._graph(g, sizes, context) * times
-
-    def _bind(self, g: Graph, times: int) -> dict[str, int]:
-        """The sizes of a run, read off the shapes of its inputs."""
-        sizes: dict[str, int] = {}
-        for v in g.params:
-            shape = self.env.get(v.name, ())
-            if times > 1 and shape[:1] == (times,):  # one image of several
-                shape = (1, *shape[1:])
-            for d, n in zip(v.type.shape, shape, strict=False):
-                if isinstance(d, str) and d.isidentifier():
-                    sizes.setdefault(d, n)
-        return {**{d: self.sizes.get(d, 1) for d in _symbols(g)}, **sizes}
-
-    def _graph(self, g: Graph, sizes: Sizes, context: int) -> Cost:
+    def cost(self, run: Run) -> Cost:
         """A graph's cost grows by the same amount with every slot, until a cache is full."""
+        g, sizes = run.graph, run.sizes
         full = {dims.value(d, sizes) for d in _slots(g)}
-        context = min(context, max(full, default=0))
+        context = min(run.context, max(full, default=0))
         key = (g, *sorted(sizes.items()))
         if context > min(full, default=0):
-            return self._once((*key, context), g, sizes, context)
+            return self._once((*key, context), g, sizes, context) * run.times
         zero = self._once((*key, 0), g, sizes, 0)
-        return zero + (self._once((*key, 1), g, sizes, 1) + zero * -1) * context
+        return (zero + (self._once((*key, 1), g, sizes, 1) + zero * -1) * context) * run.times
 
     def _once(self, key: tuple[Any, ...], g: Graph, sizes: Sizes, context: int) -> Cost:
         if key not in self.seen:
@@ -339,19 +280,10 @@ class _Walk:
 
 
 @lru_cache(64)
-def _symbols(g: Graph) -> frozenset[str]:
-    return frozenset(s for v in g.params for d in v.type.shape for s in dims.symbols(d))
-
-
-@lru_cache(64)
 def _slots(g: Graph) -> frozenset[Dim]:
     """The sizes of the caches that `g` attends over."""
     return frozenset(a.type.shape[2] for n in g.nodes if n.op in CACHED for a in n.args
                      if a.type.rank == 4)
-
-
-def _shape_of(value: Any) -> Shape:
-    return (len(value), *_shape_of(value[0])) if isinstance(value, tuple) and value else ()
 
 
 # --- for people ----------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu(), "memory_bytes": memory(), "gpus": gpus(),
         "packages": found, "missing": _missing(found),
-        "targets": targets(), "cache": cache_folder(),
+        "targets": targets(), "kernels": kernels(), "cache": cache_folder(),
     }
 
 
@@ -126,9 +126,24 @@ def targets() -> dict[str, dict[str, str]]:
     return found
 
 
+def kernels() -> dict[str, str]:
+    """The library of our own CPU kernels: where it is and what it uses, or why it is not there."""
+    from arcompile.kernels import cpu
+
+    try:
+        found = cpu.library()
+    except ArcError as e:
+        return {"library": "", "isa": "", "reason": e.what}
+    if found:
+        return {"library": str(found), "isa": cpu.isa(found), "reason": ""}
+    off = os.getenv("ARC_KERNELS") == "off"
+    how = "the first `arcompile build` makes it" if cpu.compiler() else "there is no C++ compiler"
+    return {"library": "", "isa": "", "reason": "ARC_KERNELS=off" if off else how}
+
+
 def cache_folder() -> dict[str, Any]:
     """Where engines are kept unless a folder is named, and what they take."""
-    from arcompile.compile import cache
+    from arcompile.cache import cache
 
     folder = cache()
     files = [f for f in folder.rglob("*") if f.is_file()] if folder.is_dir() else []
@@ -165,6 +180,7 @@ def report(told: dict[str, Any]) -> str:
         "memory": f"{gb(memory['total'])}, {gb(memory['free'])} free" if memory["total"] else "",
         "gpu": "; ".join(told["gpus"]) or "no NVIDIA GPU seen",
         "packages": have, "absent": lack,
+        "kernels": _kernels(told["kernels"]),
         "cache": f"{cache['folder']}: {cache['engines']} engines, {gb(cache['bytes'])}; "
                  f"{gb(cache['disk_free_bytes'])} free{'' if cache['writable'] else ', read-only'}",
     }, 0), "", "targets"]
@@ -177,6 +193,10 @@ def report(told: dict[str, Any]) -> str:
         lines += [f"  {what}: {cure}" for what, cure in told["missing"].items()]
     lines += ["", "measured: nothing; `arcompile bench` measures this machine"]
     return "\n".join(lines)
+
+
+def _kernels(told: dict[str, str]) -> str:
+    return f"{told['isa']}, {told['library']}" if told["library"] else f"none: {told['reason']}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from arcompile.program_text import parse_program
 from arcompile.registry import Registry
 from arcompile.rewrite import Rule, rewrite
 from arcompile.text import split
+from arcompile.weights import Weights
 
 Keeps = Literal["values", "distribution", "bound", "quality"]
 
@@ -35,6 +36,13 @@ class Pass:
 
     def __call__(self, p: Program) -> Program:
         return p.on_graphs(lambda g: rewrite(g, self.rules, self.name))
+
+    def prepared(self, p: Program, source: Weights) -> Pass:
+        """The pass with what it chooses by the weights' values written into its options.
+
+        Then the same choice can be read, printed, and made again without the weights.
+        """
+        return self
 
     def __str__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
@@ -98,13 +106,19 @@ def _literal(name: str, key: str, raw: str, default: Any) -> Any:
     return value
 
 
-def run(p: Program, passes: Sequence[Pass]) -> Program:
-    """Run the passes in order, verifying around each. Raises PassError naming the guilty one."""
+def run(p: Program, passes: Sequence[Pass], source: Weights | None = None,
+        done: list[Pass] | None = None) -> Program:
+    """Run the passes in order, verifying around each. Raises PassError naming the guilty one.
+
+    source: the checkpoint's weights, for passes that choose by them; `done` gets the passes as
+    they ran.
+    """
     p.verify()
     debug.dump(0, "input", str(p)) if debug.os.getenv("ARC_DUMP") else None
     for i, each in enumerate(passes, 1):
         start = time.perf_counter()
         try:
+            each = each if source is None else each.prepared(p, source)
             new = _apply(each, p)
             new.verify()
             if debug.paranoid() and new is not p:
@@ -114,6 +128,8 @@ def run(p: Program, passes: Sequence[Pass]) -> Program:
             e.add_note(f"in pass {i} ({each}), after: {before}")
             raise
         _report(i, each, p, new, time.perf_counter() - start)
+        if done is not None:
+            done.append(each)
         p = new
     return p
 

@@ -19,7 +19,8 @@ from arcompile.ir import Graph, Type, verify
 
 Mask = Literal["causal", "full", "none"]
 Accept = Literal["all", "prefix", "confident"]
-KINDS, TIMES = ("uniform", "normal", "order"), ("start", "step", "loop")
+KINDS = ("uniform", "normal", "gumbel", "order")
+TIMES = ("start", "step", "place", "loop")
 
 PROMPT = 64  # what a size that only a request tells counts as, where no request is at hand
 
@@ -37,6 +38,11 @@ BUILTIN: dict[str, str] = {
     "top_p": "f32[b]",
     "most": "i64[1]",  # sorted logits that filtering needs, over all images
     "tokens": "i64[b,N]",  # what is committed so far
+    # of a step with a window:
+    "first": "i64[b]",  # the position its first slot queries
+    "shift": "i64[b]",  # how far it moved since the round before
+    "done": "i64[b]",  # its slots that are committed already
+    "scales": "f32[b,c]",  # guidance of each slot
 }
 
 
@@ -67,6 +73,11 @@ class Step:
     guidance of a step is guide[0] + guide[1] * what the user asked for. `append` is the number of
     cache slots the step fills, a size like "p" where an input i64[b,p] tells it; `set` gives
     constants to its graphs.
+
+    A step with a `window` runs its calls in rounds, on so many neighbouring positions of its own,
+    each image at its own place, until all are committed. Its graphs make `token` i64[b,window] and
+    `accepted` i64[b], how many slots of the window are right. The window ends at the last position
+    at the latest; what is committed already then fills its first slots.
     """
 
     query: tuple[int, ...]
@@ -75,21 +86,23 @@ class Step:
     guide: tuple[float, float] = (0.0, 1.0)
     append: Dim = 0
     set: tuple[tuple[str, float | int | tuple[Any, ...]], ...] = ()
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Draw:
     """Noise by name: `width` numbers a position.
 
-    when: `start` over all positions before the loop, `step` over a step's committed positions,
-    `loop` likewise, anew for each row of a call's table. kind `order` is a permutation of all
+    when: `start` over all positions before the loop, `step` over a step's committed positions
+    (those of a window anew each round), `place` likewise, but the same numbers in every round,
+    `loop` like `step`, anew for each row of a call's table. kind `order` is a permutation of all
     positions and has no width.
     """
 
     name: str
-    kind: Literal["uniform", "normal", "order"]
+    kind: Literal["uniform", "normal", "gumbel", "order"]
     width: int = 1
-    when: Literal["start", "step", "loop"] = "step"
+    when: Literal["start", "step", "place", "loop"] = "step"
 
     def __str__(self) -> str:
         return f"{self.name}: {self.kind} x {self.width} per {self.when}"
@@ -186,12 +199,22 @@ def _verify_cover(p: Program) -> None:
         if twice or (p.accept == "all" and done & set(s.commit)):
             raise ArcError(f"step {i} commits a position twice")
         done |= set(s.commit)
+        _verify_window(p, i, s)
     if done != set(range(p.positions)):
         missing = sorted(set(range(p.positions)) - done)
         if not missing:
             raise ArcError(f"steps commit positions outside the {p.positions} there are")
         raise ArcError(f"{len(missing)} of {p.positions} positions are never committed",
                        hint=f"the first is {missing[0]}")
+
+
+def _verify_window(p: Program, i: int, s: Step) -> None:
+    if (s.window > 0) > (p.accept == "prefix"):
+        raise ArcError(f"step {i} has a window, but the program does not accept prefixes")
+    if not 0 <= s.window <= len(s.commit):
+        raise ArcError(f"step {i} has a window of {s.window} on {len(s.commit)} positions")
+    if s.window and s.commit != tuple(range(s.query[0], s.query[0] + len(s.query))):
+        raise ArcError(f"the window of step {i} moves over positions that are not neighbours")
 
 
 def _verify_sizes(p: Program) -> None:

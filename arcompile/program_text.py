@@ -48,7 +48,8 @@ def _step_data(s: Step, at: int) -> dict[str, Any]:
     if isinstance(commit, list) and s.query == s.commit:
         query = commit
     return {"times": 1, "query": query, "commit": commit, "calls": [str(c) for c in s.calls],
-            "guide": list(s.guide), "append": s.append, "set": dict(s.set)}
+            "guide": list(s.guide), "append": s.append, "set": dict(s.set),
+            **({"window": s.window} if s.window else {})}
 
 
 def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
@@ -65,7 +66,8 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
             at = max(commit, default=at - 1) + 1
             steps.append(Step(query, commit, tuple(map(Call.parse, r["calls"])),
                               (float(r["guide"][0]), float(r["guide"][1])), _size(r["append"]),
-                              tuple((k, _tuples(v)) for k, v in r["set"].items())))
+                              tuple((k, _tuples(v)) for k, v in r["set"].items()),
+                              int(r.get("window", 0))))
     return tuple(steps)
 
 
@@ -153,6 +155,7 @@ def _show_run(r: dict[str, Any]) -> str:
     a, b = r["guide"]
     extra = {"guide": (a, b)} if (a, b) != (0.0, 1.0) else {}
     extra |= {"append": r["append"]} if r["append"] else {}
+    extra |= {"window": r["window"]} if r.get("window") else {}
     extra |= {f"set.{k}": v for k, v in r["set"].items()}
     tail = " ".join(f"{k}={literal(v)}".replace(" ", "") for k, v in extra.items())
     same = r["query"] == r["commit"]

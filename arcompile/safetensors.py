@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from arcompile.errors import ArcError
+from arcompile.ir import DTYPES as WIDTH
 from arcompile.ir import Type
 
 NAMES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "f64": "F64", "i64": "I64", "i32": "I32",
@@ -25,7 +26,7 @@ ALIGN = 4096  # the data starts at a page, so that a runtime can map it
 
 def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     """The header with its length, and name -> (offset in the file, bytes)."""
-    spans, at = {}, 0
+    spans, at, types = {}, 0, _aligned(types)
     for name, t in types.items():
         spans[name] = (at, t.nbytes())
         at += t.nbytes()
@@ -37,6 +38,11 @@ def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]
     return head, {name: (len(head) + a, n) for name, (a, n) in spans.items()}
 
 
+def _aligned(types: Mapping[str, Type]) -> dict[str, Type]:
+    """Wide numbers first: each starts at a multiple of its size, and the format allows no gaps."""
+    return dict(sorted(types.items(), key=lambda item: -WIDTH[item[1].dtype]))
+
+
 def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
           progress: Callable[[float], None] = lambda f: None) -> str:
     """Write the tensors in order; returns the file's sha256."""
@@ -45,7 +51,7 @@ def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
     digest = hashlib.sha256(head)
     with path.open("wb") as f:
         f.write(head)
-        for name, t in types.items():
+        for name, t in _aligned(types).items():
             data = np.ascontiguousarray(load(name))
             if data.shape != t.shape or data.nbytes != t.nbytes():
                 raise ArcError(f"weight {name} is {data.dtype}{list(data.shape)}, expected {t}")

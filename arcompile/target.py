@@ -31,6 +31,10 @@ class Target:
         """Models ready to run: an object with `runner()` and `vocabulary`. Raises ArcError."""
         raise NotImplementedError
 
+    def prepare(self, progress: Callable[[str, float], None]) -> None:
+        """Make what engines of this target gain from on this machine. Raises ArcError when it
+        cannot be made; engines run without it."""
+
     def available(self) -> str:
         """"" when this machine can run it, else the reason it cannot."""
         return ""

@@ -30,7 +30,7 @@ def key(suite: Suite) -> str:
 def ready(suite: Suite, say: Say) -> tuple[Path, dict[str, Any]]:
     """The engine's folder and how its build went, building it in a fresh process if need be."""
     from arcompile.bench import fresh
-    from arcompile.compile import cache
+    from arcompile.cache import cache
 
     if suite.engine:
         return Path(suite.engine), {}

@@ -13,9 +13,10 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = ("arcompile", "passes", "kernels", "models", "bench")
 # Left to right; a module may import its own layer and those before it. Others come last.
 LAYERS = (
-    ("errors", "debug"),
+    ("errors", "debug", "cache"),
     ("dims", "ir", "ops", "text"),
-    ("program", "program_text", "weights", "sampling", "safetensors"),
+    ("program", "program_text", "weights", "sampling", "speculation", "safetensors",
+     "walk"),
     ("rewrite",),
     ("registry", "pipeline", "cost", "analysis", "bisect", "checkpoint", "torch_file", "digest"),
     ("target", "family"),

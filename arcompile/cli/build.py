@@ -39,13 +39,16 @@ def build(
 
         def report(stage: str, share: float) -> None:
             seen.add(stage)
-            bars(stage, share)
+            if not stage.startswith("note: "):
+                bars(stage, share)
 
         engine = arcompile.build(
             checkpoint, decoder=decoder, family=family, target=target, dtype=dtype, passes=passes,
             options=parse_options(option), out=out, progress=report)
     told = summary(engine) | {"seconds": round(time.perf_counter() - start, 3),
-                              "cached": "cached" in seen}
+                              "cached": "cached" in seen,
+                              "notes": sorted(s.removeprefix("note: ") for s in seen
+                                              if s.startswith("note: "))}
     print_json(told) if as_json else _print(told)
 
 
@@ -84,4 +87,6 @@ def _print(told: dict[str, Any]) -> None:
         "size": f"{size(told['bytes'])}, weights {size(told['weights_bytes'])}",
         "cache": f"{size(cache)} an image, twice that when guided" if cache else "",
     }))
+    for note in told["notes"]:
+        print(f"note: {note}")
     print(f"next: {told['next']}")

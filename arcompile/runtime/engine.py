@@ -27,7 +27,8 @@ class Output:
     tokens int64 [B,N]; pixels float32 [B,3,H,W], the decoder's raw output, nominally [-1,1], and
     images uint8 [B,H,W,3] (both None without a decoder); latents float32 [B,N,C] for families that
     draw continuous tokens, whose `tokens` are [B,0]; timings in seconds: prompt, steps (a list),
-    loop, finish, total.
+    loop, finish, total; rounds int64 [rounds,B], of engines that draft: the positions each image
+    committed in each round.
     """
 
     tokens: Array
@@ -35,6 +36,7 @@ class Output:
     images: Array | None = None
     latents: Array | None = None
     timings: Mapping[str, Any] = field(default_factory=dict)
+    rounds: Array | None = None
 
     def save(self, path: str | Path) -> None:
         """Write a PNG: the picture, or a contact sheet of several. Raises ArcError."""
@@ -100,6 +102,7 @@ class Engine:
         return Output(
             result.tokens, pixels, None if pixels is None else to_uint8(pixels),
             None if latents is None else runner.numpy(latents), result.timings,
+            result.rounds if len(result.rounds) else None,
         )
 
     def logits(self, cond: Cond, tokens: Any) -> tuple[Array, Array]:

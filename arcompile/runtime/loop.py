@@ -16,6 +16,7 @@ from arcompile.ir import Type, bind
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Call, Program, Step
 from arcompile.runtime import rng
+from arcompile.runtime.window import Window
 
 Array = np.ndarray[Any, Any]
 Env = dict[str, Any]  # name -> numpy array, or a target's own handle
@@ -30,6 +31,12 @@ class Runner(Protocol):
 
     def run(self, graph: str, env: Env) -> Env:
         """Run a graph on `env`; results by name. A result named as an input replaces it."""
+
+    def inputs(self, graph: str) -> list[str]:
+        """What the graph reads, by name."""
+
+    def keep(self, graphs: set[str]) -> None:
+        """No others will be run: let go of the buffers of the rest."""
 
     def numpy(self, value: Any) -> Array:
         """The value as an array of its own."""
@@ -70,6 +77,7 @@ class Result:
     env: Env
     logits: list[tuple[Array, Array]]
     timings: dict[str, Any]
+    rounds: Array  # positions each image committed in each round of a window, i64 [rounds,b]
 
 
 OnStep = Callable[[Progress], Any]
@@ -101,11 +109,15 @@ class Loop:
         self.logits: list[tuple[Array, Array]] = []
         self.keep_logits = False
         self.again = _again(program)
+        self.rounds: list[Array] = []
         self.drew = False  # tokens; a program may draw continuous latents instead
 
     def _scales(self) -> Array:
-        """Guidance of each step and image, [steps, b]. Below 1 there is none, as upstream."""
-        guide = np.array([s.guide for s in self.p.steps]).reshape(-1, 2)
+        """Guidance by step and image, [steps, b]. Below 1 there is none, as upstream.
+
+        A position of a step with a window counts as a step.
+        """
+        guide = np.array([s.guide for s in self.p.steps for _ in range(_span(s))]).reshape(-1, 2)
         scales = np.maximum(guide[:, :1] + guide[:, 1:] * self.q.guidance, 1.0)
         if self.q.interval >= 0:
             scales[self.q.interval + 2 :] = 1.0
@@ -121,30 +133,55 @@ class Loop:
         for call in self.p.prompt:
             self._call(call, None)
         ready = clock()
-        for i, step in enumerate(self.p.steps):
-            before = clock()
-            self._step(i, step)
+        before = clock()
+        for here in self._steps():
             spent.append(clock() - before)
             if on_step is not None:
-                on_step(Progress(i + 1, len(self.p.steps), self.tokens))
+                on_step(Progress(here, len(self.scales), self.tokens))
+            before = clock()
         done = clock()
-        for call in self.p.finish if finish else ():
-            self._call(call, None)
+        if finish and self.p.finish:
+            self._forget()
+            for call in self.p.finish:
+                self._call(call, None)
         end = clock()
         timings = {"prompt": ready - start, "steps": spent, "loop": done - ready,
                    "finish": end - done, "total": end - start}
         tokens = self.tokens if self.drew else self.tokens[:, :0]
-        return Result(tokens, self.env, self.logits, timings)
+        rounds = np.array(self.rounds, np.int64).reshape(-1, self.q.images)
+        return Result(tokens, self.env, self.logits, timings, rounds)
 
-    def _step(self, i: int, step: Step) -> None:
-        self.env["scale"] = self.scales[i]
-        for name, value in step.set:
-            self.env[name] = np.asarray(value, np.float32 if _is_float(value) else np.int64)
+    def _forget(self) -> None:
+        """Caches that the finish does not read: it needs the memory for pixels."""
+        graphs = {c.graph for c in self.p.finish}
+        read = {name for g in graphs for name in self.runner.inputs(g)}
+        for name, _ in self.p.state:
+            if name not in read:
+                del self.env[name]
+        self.runner.keep(graphs)
+
+    def _steps(self) -> Iterator[int]:
+        """Run step by step, a window round by round; yields how many steps are done."""
+        window, done = Window(self), 0
+        for i, step in enumerate(self.p.steps):
+            for name, value in step.set:
+                self.env[name] = np.asarray(value, np.float32 if _is_float(value) else np.int64)
+            if step.window:
+                yield from window.run(step, done)
+            else:
+                self.env["scale"] = self.scales[done]
+                self._step(step, self.again[i])
+            self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
+            done += _span(step)
+            if not step.window:
+                yield done
+
+    def _step(self, step: Step, again: int) -> None:
         where = np.array(step.commit, np.int64)
-        self._draw("step", where, self.again[i])
+        self._draw("step", where, again)
+        self._draw("place", where)
         for call in step.calls:
             self._call(call, where)
-        self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
 
     def _draw(self, when: str, where: Array, turn: int = 0) -> None:
         for index, d in enumerate(self.p.draws):
@@ -209,7 +246,7 @@ class Loop:
 
     def _each(self, graph: str) -> None:
         """Image by image: bounded memory, and pixels that cannot depend on the batch."""
-        want = {n for n in self.runner.inputs(graph)}  # type: ignore[attr-defined]
+        want = set(self.runner.inputs(graph))
         made: dict[str, list[Array]] = {}
         for i in range(self.q.images):
             one = {k: self._one(self.env[k], i) for k in want}
@@ -220,6 +257,10 @@ class Loop:
     def _one(self, value: Any, i: int) -> Array:
         whole = value if isinstance(value, np.ndarray) else self.runner.numpy(value)
         return whole[i : i + 1] if whole.ndim and len(whole) == self.q.images else whole
+
+
+def _span(s: Step) -> int:
+    return len(s.commit) if s.window else 1
 
 
 def _again(p: Program) -> list[int]:

@@ -33,16 +33,16 @@ def philox(counter: Array, key: Array) -> Array:
 
 def words(seeds: Array, images: Array, positions: Array, draw: int | Array,
           count: int) -> Array:
-    """64-bit words uint64 [b, c, count] for b (seed, image) pairs at c positions.
+    """64-bit words uint64 [b, c, count] for b (seed, image) pairs at c positions each.
 
-    draw: one number for all pairs, or one for each.
+    positions: [c] for all pairs, or [b, c]; draw: one number for all pairs, or one for each.
     Word j of a position is half j % 2 of the block j // 2: words 0 and 1 of Philox's output make
     the first half, low word first.
     """
-    b, c, blocks = len(seeds), len(positions), -(-count // 2)
+    b, c, blocks = len(seeds), positions.shape[-1], -(-count // 2)
     counter = np.zeros((b, c, blocks, 4), np.uint64)
     counter[..., 0] = np.asarray(images, np.uint64)[:, None, None]
-    counter[..., 1] = np.asarray(positions, np.uint64)[None, :, None]
+    counter[..., 1] = np.asarray(positions, np.uint64)[..., :, None]
     counter[..., 2] = np.reshape(draw, (-1, 1, 1))
     counter[..., 3] = np.arange(blocks, dtype=np.uint64)
     seeds = np.asarray(seeds, np.uint64)
@@ -65,12 +65,18 @@ def normal(w: Array) -> Array:
     return pairs.reshape(w.shape).astype(np.float32)
 
 
+def gumbel(w: Array) -> Array:
+    """f32 standard Gumbel variates, -log(-log(u)) in float64: their tail reaches 36."""
+    u = ((w >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return (-np.log(-np.log(u))).astype(np.float32)
+
+
 def draw(d: Draw, index: int, seeds: Array, images: Array, positions: Array,
          turn: int | Array = 0) -> Array:
     """The noise a Program's draw number `index` asks for.
 
-    turn: the row of a loop's table, for all images or for each.
-    uniform and normal: f32 [b,c,width]; order: i64 [b,c], a permutation of the c positions.
+    positions: [c], or [b,c]; turn: the row of a loop's table, for all images or for each.
+    uniform, normal and gumbel: f32 [b,c,width]; order: i64 [b,c], a permutation of c positions.
     """
     if np.min(turn) < 0 or np.max(turn) >= 1 << 20:
         raise ArcError(f"a loop of {np.max(turn)} rows is too long for its noise")
@@ -80,4 +86,5 @@ def draw(d: Draw, index: int, seeds: Array, images: Array, positions: Array,
         return np.argsort(keys, axis=-1, kind="stable").astype(np.int64)
     even = d.width + d.width % 2 if d.kind == "normal" else d.width
     w = words(seeds, images, positions, which, even)
-    return uniform(w) if d.kind == "uniform" else normal(w)[..., : d.width]
+    return normal(w)[..., : d.width] if d.kind == "normal" else (
+        uniform(w) if d.kind == "uniform" else gumbel(w))

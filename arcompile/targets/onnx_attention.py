@@ -66,7 +66,8 @@ def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
 
 def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
     q, k, v, kc, vc, past, cos, sin, *keep = x
-    s, filled, total = _sizes(e, past, q)
+    packed = _packed(e, n)
+    s, filled, total = _sizes(e, past, packed or q)
     last = e.once(("last", past), lambda: e.op(
         "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))
     most = e.once(("most", past), lambda: e.op(
@@ -76,10 +77,20 @@ def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
         bias = e.once(("bias", keep[0]), lambda: e.op(
             "Where", _keep(e, keep[0], past, s, total), e.float(0.0), e.float(-1e30)))
         more = ["", bias]
-    return e.ms("GroupQueryAttention", q, k, v, kc, vc, last, most, cos, sin, *more, outs=3,
+    qkv = (packed, "", "") if packed else (q, k, v)
+    return e.ms("GroupQueryAttention", *qkv, kc, vc, last, most, cos, sin, *more, outs=3,
                 num_heads=n.attrs["heads"], kv_num_heads=n.attrs["kv_heads"], do_rotary=1,
                 rotary_interleaved=int(n.attrs["interleaved"]),
                 scale=n.attrs["scale"])
+
+
+def _packed(e: Emitter, n: Node) -> str:
+    """The product that query, key and value were split from, in that order; "" if they were not:
+    the kernel reads it as it is."""
+    made = e.g.producer.get(n.args[0])
+    if made is None or made.op != "split" or made.outs != n.args[:3]:
+        return ""
+    return e.names[made.args[0]]
 
 
 def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:

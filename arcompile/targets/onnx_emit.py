@@ -14,6 +14,7 @@ from arcompile.ir import Graph, Node, Type, Value
 
 OPSET, IR_VERSION = 24, 10  # ONNX Runtime 1.28 takes IR <= 13 and guarantees opset <= 26
 WEIGHTS = "weights.safetensors"
+DOMAIN = "arcompile"  # of our own ops
 DTYPES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11,
           "bf16": 16}
 Lower = Callable[["Emitter", Node, list[str]], "str | list[str]"]
@@ -30,30 +31,17 @@ def lowers(*names: str) -> Callable[[Lower], Lower]:
     return declare
 
 
-class Emitter:
-    """Collects the ONNX nodes of one graph. `wide` says that a step queries several slots."""
+class Nodes:
+    """Collects ONNX nodes: of a graph, or of a function."""
 
-    def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], wide: bool = False):
+    def __init__(self) -> None:
         import onnx
 
-        self.onnx, self.g, self.wide = onnx, g, wide
+        self.onnx = onnx
         self.nodes: list[Any] = []
-        self.inits: list[Any] = []
-        self.names: dict[Value, str] = {p: p.name for p in g.params}
         self.memo: dict[Any, str] = {}
         self.count = 0
         self.where = ""
-        for w in g.weights:
-            self.names[w] = w.name
-            self.inits.append(self._external(w, spans[w.name]))
-
-    def _external(self, w: Value, span: tuple[int, int]) -> Any:
-        t = self.onnx.TensorProto(name=w.name, data_type=DTYPES[w.type.dtype])
-        t.dims.extend(w.type.shape)
-        t.data_location = self.onnx.TensorProto.EXTERNAL
-        for key, value in (("location", WEIGHTS), ("offset", span[0]), ("length", span[1])):
-            t.external_data.add(key=key, value=str(value))
-        return t
 
     def fresh(self, hint: str) -> str:
         self.count += 1
@@ -83,12 +71,67 @@ class Emitter:
                          lambda: self._const(array))
 
     def _const(self, array: Any) -> str:
+        value = self.onnx.numpy_helper.from_array(array)
+        return str(self.op("Constant", value=value))
+
+    def float(self, value: Any) -> str:
+        return self.const(value, np.float32)
+
+    def kernel(self, name: str, body: Callable[..., str], *inputs: str) -> str:
+        """What `body(nodes, *inputs)` emits."""
+        return body(self, *inputs)
+
+
+class Emitter(Nodes):
+    """One graph.
+
+    wide: a step queries several slots of a cache. few: its products have few rows, so that
+    reading the weights is what takes time. kernels: whether our own kernels may run it.
+    """
+
+    def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], *, wide: bool = False,
+                 few: bool = False, kernels: bool = False):
+        super().__init__()
+        self.g, self.wide, self.few, self.kernels = g, wide, few, kernels
+        self.inits: list[Any] = []
+        self.functions: dict[str, Any] = {}
+        self.names: dict[Value, str] = {p: p.name for p in g.params}
+        for w in g.weights:
+            self.names[w] = w.name
+            self.inits.append(self._external(w, spans[w.name]))
+
+    def _const(self, array: Any) -> str:
         name = self.fresh("const")
         self.inits.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
-    def float(self, value: Any) -> str:
-        return self.const(value, np.float32)
+    def kernel(self, name: str, body: Callable[..., str], *inputs: str) -> str:
+        """An op of kernels/cpu.py with one result, which `body(nodes, *inputs)` also says in
+        standard ops: a function of the model, for runtimes that have no such kernel."""
+        if not self.kernels:
+            return body(self, *inputs)
+        function = self._function(name, body, len(inputs))
+        if self.functions.setdefault(name, function) != function:
+            return body(self, *inputs)  # a function has one meaning in a model
+        return str(self.op(name, *inputs, domain=DOMAIN))
+
+    def _function(self, name: str, body: Callable[..., str], inputs: int) -> Any:
+        inner, formal = Nodes(), [f"in{i}" for i in range(inputs)]
+        out = body(inner, *formal)
+        return self.onnx.helper.make_function(
+            DOMAIN, name, formal, [out], inner.nodes, self._opsets()[:2])
+
+    def _opsets(self) -> list[Any]:
+        versions = {"": OPSET, "com.microsoft": 1, DOMAIN: 1}
+        return [self.onnx.helper.make_opsetid(k, v) for k, v in versions.items()]
+
+    def _external(self, w: Value, span: tuple[int, int]) -> Any:
+        t = self.onnx.TensorProto(name=w.name, data_type=DTYPES[w.type.dtype])
+        t.dims.extend(w.type.shape)
+        t.data_location = self.onnx.TensorProto.EXTERNAL
+        for key, value in (("location", WEIGHTS), ("offset", span[0]), ("length", span[1])):
+            t.external_data.add(key=key, value=str(value))
+        return t
 
     # --- sizes ---
 
@@ -145,8 +188,9 @@ class Emitter:
         graph = h.make_graph(self.nodes, self.g.name,
                              [self._info(p.name, p.type) for p in self.g.params], outs,
                              self.inits)
-        opsets = [h.make_opsetid("", OPSET), h.make_opsetid("com.microsoft", 1)]
-        model = h.make_model(graph, opset_imports=opsets, producer_name="arcompile")
+        opsets = self._opsets() if self.functions else self._opsets()[:2]
+        model = h.make_model(graph, opset_imports=opsets, producer_name="arcompile",
+                             functions=list(self.functions.values()))
         model.ir_version = IR_VERSION
         return bytes(model.SerializeToString())
 
@@ -161,10 +205,18 @@ class Emitter:
         return self.onnx.helper.make_tensor_value_info(name, DTYPES[t.dtype], shape)
 
 
-def emit(g: Graph, spans: Mapping[str, tuple[int, int]], wide: bool = False) -> bytes:
-    """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file."""
-    from arcompile.targets import onnx_attention, onnx_ops  # fill the table
+def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: bool) -> bytes:
+    """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file; how: see
+    Emitter."""
+    from arcompile.targets import (  # fill the table
+        onnx_attention,
+        onnx_ops,
+        onnx_quant,
+        onnx_speculation,
+    )
 
     assert onnx_ops
     assert onnx_attention
-    return Emitter(g, spans, wide).model()
+    assert onnx_quant
+    assert onnx_speculation
+    return Emitter(g, spans, **how).model()

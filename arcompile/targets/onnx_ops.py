@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from arcompile.ir import Node
 from arcompile.ops.nn import resize_matrix
 from arcompile.ops.sampling import BLOCK
-from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, lowers
+from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, Nodes, lowers
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64,
          "i32": np.int32, "i8": np.int8, "u8": np.uint8, "bool": np.bool_}
@@ -21,7 +22,7 @@ _SAME = {
     "sigmoid": "Sigmoid", "abs": "Abs", "not": "Not", "and": "And", "or": "Or", "add": "Add",
     "sub": "Sub", "mul": "Mul", "pow": "Pow", "maximum": "Max", "minimum": "Min",
     "equal": "Equal", "less": "Less", "greater": "Greater", "less_equal": "LessOrEqual",
-    "greater_equal": "GreaterOrEqual", "matmul": "MatMul",
+    "greater_equal": "GreaterOrEqual",
 }
 
 
@@ -49,7 +50,26 @@ def silu(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("swiglu")
 def swiglu(e: Emitter, n: Node, x: list[str]) -> str:
-    return e.op("Mul", e.ms("QuickGelu", x[0], alpha=1.0), x[1])
+    return e.kernel("SwiGLU", _swiglu, *x) if _f32(n) else _swiglu(e, *x)
+
+
+def _swiglu(e: Nodes, gate: str, x: str) -> str:
+    return str(e.op("Mul", e.ms("QuickGelu", gate, alpha=1.0), x))
+
+
+@lowers("matmul")
+def matmul(e: Emitter, n: Node, x: list[str]) -> str:
+    w = n.args[1]
+    ours = e.few and w.is_weight and w.type.rank == 2 and n.args[0].type.rank > 1 and _f32(n)
+    return e.kernel("MatMul", _matmul, *x) if ours else _matmul(e, *x)
+
+
+def _matmul(e: Nodes, x: str, w: str) -> str:
+    return str(e.op("MatMul", x, w))
+
+
+def _f32(n: Node) -> bool:
+    return all(a.type.dtype == "f32" for a in n.args)
 
 
 @lowers("gelu")
@@ -295,15 +315,20 @@ def resize(e: Emitter, n: Node, x: list[str]) -> str:
 # --- sampling ------------------------------------------------------------------------------------
 
 
-def _column(e: Emitter, x: str) -> str:
+def _column(e: Nodes, x: str) -> str:
     """[b] -> [b,1,1]"""
     return e.once(("column", x), lambda: e.op("Unsqueeze", x, e.const([1, 2])))
 
 
 @lowers("filter_logits")
 def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
+    if n.args[0].type.dtype != "f32":
+        return _filter(e, *args)
+    return e.kernel("FilterLogits", _filter, *args)
+
+
+def _filter(e: Nodes, x: str, temperature: str, top_k: str, top_p: str, most: str) -> str:
     """See ops.sampling.filter_logits; TopK sorts no more than the request needs."""
-    x, temperature, top_k, top_p, most = args
     x = e.op("Div", x, _column(e, e.op("Max", temperature, e.float(1e-5))))
     low, high = e.float(-np.inf), e.float(np.inf)
     best, _ = e.op("TopK", x, most, axis=-1, outs=2)
@@ -322,33 +347,37 @@ def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
     edge = e.op("ReduceMin", e.op("Where", kept, best, high), e.const([-1]), keepdims=1)
     wants_p = e.op("Less", _column(e, top_p), e.float(1.0))
     floor = e.op("Where", wants_p, e.op("Max", floor, edge), floor)
-    return e.op("Where", e.op("GreaterOrEqual", x, floor), x, low)
+    return str(e.op("Where", e.op("GreaterOrEqual", x, floor), x, low))
 
 
 @lowers("draw")
 def draw(e: Emitter, n: Node, args: list[str]) -> str:
-    """See ops.sampling.draw: a block of 128 tokens, then a token in it."""
-    x, noise, temperature = args
     size = n.args[0].type.shape[-1]
     assert isinstance(size, int)
+    body = partial(_draw, size=size)
+    return e.kernel("Draw", body, *args) if _f32(n) else body(e, *args)
+
+
+def _draw(e: Nodes, x: str, noise: str, temperature: str, size: int) -> str:
+    """See ops.sampling.draw: a block of 128 tokens, then a token in it."""
     p = e.op("Exp", e.op("Sub", x, e.op("ReduceMax", x, e.const([-1]), keepdims=1)))
     u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
     token = _pick(e, p, u2) if size <= BLOCK else _pick_by_block(e, p, size, u1, u2)
     warm = e.op("Greater", e.op("Unsqueeze", temperature, e.const([1])), e.float(0.0))
-    return e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0))
+    return str(e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0)))
 
 
-def _pick_by_block(e: Emitter, p: str, size: int, u1: str, u2: str) -> str:
+def _pick_by_block(e: Nodes, p: str, size: int, u1: str, u2: str) -> str:
     if size % BLOCK:
         p = e.op("Pad", p, e.const([0, 0, 0, 0, 0, -size % BLOCK]), e.float(0.0))
     p = e.op("Reshape", p, e.const([0, 0, -(-size // BLOCK), BLOCK]))
     block = _pick(e, e.op("ReduceSum", p, e.const([-1]), keepdims=0), u1)
     inner = e.op("GatherND", p, e.op("Unsqueeze", block, e.const([-1])), batch_dims=2)
-    return e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2))
+    return str(e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2)))
 
 
-def _pick(e: Emitter, p: str, u: str) -> str:
+def _pick(e: Nodes, p: str, u: str) -> str:
     total = e.op("CumSum", p, e.const(-1))
     whole = e.op("Slice", total, e.const([-1]), e.const([END]), e.const([2]))
     past = e.op("Greater", total, e.op("Mul", u, whole))
-    return e.op("ArgMax", e.op("Cast", past, to=DTYPES["f32"]), axis=-1, keepdims=0)
+    return str(e.op("ArgMax", e.op("Cast", past, to=DTYPES["f32"]), axis=-1, keepdims=0))

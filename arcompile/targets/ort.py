@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from arcompile import dims, safetensors
 from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Graph, Type, bind
+from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env, zeros
@@ -22,6 +24,9 @@ from arcompile.weights import Store, used
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
           "tensor(int32)": "i32", "tensor(bool)": "bool", "tensor(double)": "f64",
           "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}
+
+LINE = 64  # bytes of a cache line
+FEW = 8  # rows up to which a product takes the time of reading its weights
 
 
 def runtime() -> Any:
@@ -36,12 +41,14 @@ def runtime() -> Any:
 class Session:
     """One loaded model. Shared by runs, and never written to."""
 
-    def __init__(self, path: Path, provider: str, threads: int):
+    def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None):
         ort = runtime()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
+        if kernels is not None:
+            options.register_custom_ops_library(str(kernels))
         if provider != "CPUExecutionProvider":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
@@ -162,6 +169,9 @@ class Runner:
             self.bound[graph] = Bound(self.models.session(graph))
         return self.bound[graph].run(env)
 
+    def keep(self, graphs: set[str]) -> None:
+        self.bound = {k: v for k, v in self.bound.items() if k in graphs}
+
     def numpy(self, value: Any) -> Array:
         return value if isinstance(value, np.ndarray) else np.array(value.numpy())
 
@@ -173,11 +183,12 @@ class Models:
         self.folder, self.provider, self.threads = folder, provider, threads
         self.sessions: dict[str, Session] = {}
         self.device = "cuda" if "CUDA" in provider else "cpu"
+        self.kernels = cpu.library() if self.device == "cpu" else None
 
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
-            self.sessions[graph] = Session(path, self.provider, self.threads)
+            self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels)
         return self.sessions[graph]
 
     def runner(self) -> Runner:
@@ -194,6 +205,12 @@ def _wide(p: Program, graph: str) -> bool:
     return False
 
 
+def _few(p: Program, graph: str) -> bool:
+    """Do the steps that call this graph mostly query a few positions?"""
+    counts = [len(s.query) for s in p.steps for c in s.calls if c.graph == graph]
+    return bool(counts) and statistics.median(counts) <= FEW
+
+
 @target("ort-cpu")
 class OrtCpu(Target):
     """ONNX Runtime on the CPU."""
@@ -202,19 +219,27 @@ class OrtCpu(Target):
               "dead-code")
     needs = ("onnxruntime", "onnx")
     provider = "CPUExecutionProvider"
+    kernels = True  # our own, where they are built
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None]) -> None:
         from arcompile.targets.onnx_emit import WEIGHTS, emit
 
-        types = {k: v.type for k, v in used(program.graphs).items()}
+        types = _aligned({k: v.type for k, v in used(program.graphs).items()})
         _, spans = safetensors.layout(types)
         for i, g in enumerate(program.graphs):
-            model = emit(g, spans, _wide(program, g.name))
+            model = emit(g, spans, wide=_wide(program, g.name), few=_few(program, g.name),
+                         kernels=self.kernels)
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, store.__getitem__,
                           lambda f: progress("weights", f))
+
+    def prepare(self, progress: Callable[[str, float], None]) -> None:
+        if self.kernels:
+            progress("kernels", 0.0)
+            cpu.build()
+            progress("kernels", 1.0)
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         reason = self.available()
@@ -239,12 +264,18 @@ class OrtCuda(OrtCpu):
     """ONNX Runtime on an NVIDIA GPU: the same lowering with the CUDA provider."""
 
     provider = "CUDAExecutionProvider"
+    kernels = False
     needs = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         with contextlib.suppress(AttributeError):
             runtime().preload_dlls()
         return super().open(program, folder, threads)
+
+
+def _aligned(types: Mapping[str, Type]) -> dict[str, Type]:
+    """Odd sizes last: the other weights then all start at a multiple of a cache line."""
+    return dict(sorted(types.items(), key=lambda x: x[1].nbytes() % LINE != 0))
 
 
 def _cores() -> int:

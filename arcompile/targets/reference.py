@@ -31,6 +31,9 @@ class Runner:
         g = self.graphs[graph]
         return evaluate(g, {p.name: env[p.name] for p in g.params}, self.weights)
 
+    def keep(self, graphs: set[str]) -> None:
+        """Nothing is held."""
+
     def numpy(self, value: Array) -> Array:
         return value
 

@@ -1,0 +1,24 @@
+// The engine folder: manifest.json, program.json, graphs, weights. Checked before it is used.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "text.hpp"
+
+namespace arc {
+
+struct Bundle {
+  std::string folder;  // as messages write it
+  Json manifest;
+
+  // The manifest, and every file it lists byte for byte what was written.
+  static Bundle open(const std::string& folder);
+  Json read(const std::string& file, const char* what) const;
+  bool holds(const std::string& file) const { return manifest["files"].contains(file); }
+  std::filesystem::path path(const std::string& file) const;
+  // A whole number of the manifest at `keys`; `otherwise` where there is none.
+  std::int64_t number(std::initializer_list<const char*> keys, std::int64_t otherwise) const;
+};
+
+}  // namespace arc

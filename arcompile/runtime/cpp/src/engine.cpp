@@ -1,0 +1,222 @@
+#include <sched.h>
+
+#include <algorithm>
+#include <cstring>
+#include <thread>
+
+#include "loop.hpp"
+#include "request.hpp"
+#include "text.hpp"
+
+namespace arc {
+
+namespace {
+
+int cores() {
+#if defined(__linux__)
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  if (::sched_getaffinity(0, sizeof mine, &mine) == 0) return std::max(1, CPU_COUNT(&mine));
+#endif
+  return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
+}
+
+std::string provider_of(const Json& manifest) {
+  const auto& target = manifest["target"].get_ref<const std::string&>();
+  if (target == "ort-cpu") return "CPUExecutionProvider";
+  throw Error("target " + quoted(target) + " cannot be run by this library",
+              "build the engine with --target ort-cpu");
+}
+
+std::vector<std::string> read_labels(const Bundle& b) {
+  std::vector<std::string> out;
+  if (!b.holds("labels.json")) return out;
+  const Json found = b.read("labels.json", "labels");
+  for (const Json& label : found) {
+    if (!label.is_string()) throw Error("the labels of " + b.folder + " are not all words");
+    out.push_back(label.get<std::string>());
+  }
+  return out;
+}
+
+std::map<std::string, double> read_defaults(const Json& manifest) {
+  std::map<std::string, double> out{
+      {"guidance", 1.0}, {"temperature", 1.0}, {"top_k", 0.0}, {"top_p", 1.0}};
+  for (const auto& [name, value] : manifest["defaults"].items()) {
+    if (value.is_number()) out[name] = value.get<double>();
+  }
+  return out;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(const std::string& folder, const Options& options)
+      : bundle_(Bundle::open(folder)), program_(read_program(bundle_)),
+        labels_(read_labels(bundle_)), defaults_(read_defaults(bundle_.manifest)),
+        models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.manifest)),
+                bundle_.folder, options.threads > 0 ? options.threads : cores()) {}
+
+  Output generate(const Request& r) const {
+    const Ask q = make(facts(), r);
+    Loop loop(program_, models_, q, vocabulary());
+    loop.run(true);
+    Output out;
+    out.tokens = loop.tokens()->array();
+    out.timings = loop.timings();
+    if (const Ref latents = loop.result("latents")) out.latents = latents->array();
+    if (const Ref pixels = program_.finish.empty() ? nullptr : loop.result("pixels")) {
+      out.pixels = pixels->array();
+      out.images = to_uint8(*pixels)->array();
+    }
+    return out;
+  }
+
+  std::pair<Array, Array> logits(const Request& r, const View& tokens) const {
+    if (!vocabulary()) no_logits("it draws continuous latents");
+    Request plain;
+    plain.condition = r.condition;
+    plain.guidance = {2.0};
+    plain.temperature = {0.0};
+    Ask q = make(facts(), plain);
+    q.forced = forced(tokens, q.images());
+    Loop loop(program_, models_, q, vocabulary());
+    loop.keep_logits = true;
+    loop.run(false);
+    if (loop.logits.empty()) no_logits("");
+    return whole(loop, q.images());
+  }
+
+  Array encode(const View& pixels) const {
+    const Json& m = bundle_.manifest;
+    const Json graphs = m.value("graphs", Json::array());
+    if (std::find(graphs.begin(), graphs.end(), "encode") == graphs.end()) {
+      throw Error("this engine has no image encoder",
+                  "build it with a --decoder file that holds one");
+    }
+    const std::int64_t side = bundle_.number({"info", "pixels"}, 0);
+    const Shape want{pixels.shape.empty() ? 0 : pixels.shape[0], 3, side, side};
+    if (pixels.shape != want || pixels.dtype != DType::f32) {
+      throw Error("pixels have shape " + shown(pixels.shape) + ", expected [B, 3, " +
+                  std::to_string(side) + ", " + std::to_string(side) + "]");
+    }
+    if (!want[0]) return Tensor::zeros(DType::i64, {0, program_.positions})->array();
+    Env env;
+    env[models_.slots()["pixels"]] = Tensor::of(pixels);
+    Bound(models_.session("encode")).run_each(env, want[0], nullptr);
+    const Ref tokens = env[models_.slots()["tokens"]];
+    if (!tokens) throw Error("graph encode makes no tokens");
+    return tokens->array();
+  }
+
+  Plan plan(std::int64_t images, bool guided) const {
+    if (images < 1) throw Error("images must be positive, got " + std::to_string(images));
+    Plan out{static_cast<std::size_t>(images) * (guided ? 2 : 1), 0, 0};
+    const Sizes sizes = program_.sizes(images, static_cast<std::int64_t>(out.rows));
+    for (const auto& [name, type] : program_.state) {
+      out.state += count(type.shape_of(sizes)) * size_of(type.dtype);
+    }
+    for (const auto& [name, said] : bundle_.manifest["files"].items()) {
+      const bool weights = name.size() > 12 && name.compare(name.size() - 12, 12, ".safetensors") == 0;
+      if (weights) out.weights += said["bytes"].get<std::size_t>();
+    }
+    return out;
+  }
+
+  const Bundle& bundle() const { return bundle_; }
+  const std::vector<std::string>& labels() const { return labels_; }
+  const std::map<std::string, double>& defaults() const { return defaults_; }
+  const std::string& family() const {
+    return bundle_.manifest["family"].get_ref<const std::string&>();
+  }
+  std::string runtime() const { return models_.library().about(); }
+
+ private:
+  static Program read_program(const Bundle& b) { return Program::parse(b.read("program.json", "program")); }
+  std::int64_t vocabulary() const { return bundle_.number({"vocabulary"}, 0); }
+  Facts facts() const { return {bundle_, program_, labels_, defaults_, vocabulary()}; }
+
+  [[noreturn]] void no_logits(const std::string& why) const {
+    throw Error("family " + family() + " has no logits to show", why);
+  }
+
+  Ref forced(const View& tokens, std::size_t images) const {
+    const Shape want{static_cast<std::int64_t>(images), program_.positions};
+    if (tokens.shape != want) {
+      throw Error("tokens have shape " + shown(tokens.shape) + ", expected " + shown(want));
+    }
+    Ref out = Tensor::of(tokens);
+    if (out->dtype != DType::i64) out = out->cast(DType::i64);
+    const auto* at = out->as<std::int64_t>();
+    const std::int64_t v = vocabulary();
+    if (std::any_of(at, at + out->size(), [&](std::int64_t t) { return t < 0 || t >= v; })) {
+      throw Error("tokens must be in 0.." + std::to_string(v - 1));
+    }
+    return out;
+  }
+
+  // The logits of the steps in the order of the positions.
+  std::pair<Array, Array> whole(const Loop& loop, std::size_t images) const {
+    const auto b = static_cast<std::int64_t>(images);
+    const std::int64_t v = loop.logits.front().conditional->shape.back();
+    const Ref out[2] = {Tensor::zeros(DType::f32, {b, program_.positions, v}),
+                        Tensor::zeros(DType::f32, {b, program_.positions, v})};
+    for (const auto& one : loop.logits) {
+      const Ref from[2] = {one.conditional, one.unconditional};
+      const auto& where = one.step->commit;
+      const auto c = static_cast<std::int64_t>(where.size());
+      for (int half = 0; half < 2; ++half) {
+        if (from[half]->shape != Shape{b, c, v} || from[half]->dtype != DType::f32) {
+          throw Error("logits have shape " + shown(from[half]->shape));
+        }
+        for (std::int64_t i = 0; i < b * c; ++i) {
+          const std::int64_t at = i / c * program_.positions + where[static_cast<std::size_t>(i % c)];
+          std::memcpy(out[half]->as<float>() + at * v, from[half]->as<float>() + i * v,
+                      static_cast<std::size_t>(v) * sizeof(float));
+        }
+      }
+    }
+    return {out[0]->array(), out[1]->array()};
+  }
+
+  Bundle bundle_;
+  Program program_;
+  std::vector<std::string> labels_;
+  std::map<std::string, double> defaults_;
+  Models models_;
+};
+
+Engine Engine::open(const std::string& folder, const Options& options) {
+  return Engine(std::make_shared<const Impl>(folder, options));
+}
+
+Output Engine::generate(const Request& request) const { return impl_->generate(request); }
+
+std::pair<Array, Array> Engine::logits(const Request& request, const View& tokens) const {
+  return impl_->logits(request, tokens);
+}
+
+Array Engine::encode(const View& pixels) const { return impl_->encode(pixels); }
+
+Plan Engine::plan(std::int64_t images, bool guided) const { return impl_->plan(images, guided); }
+
+const std::string& Engine::family() const { return impl_->family(); }
+
+std::string Engine::manifest() const {
+  return impl_->bundle().manifest.dump(1, ' ', false, Json::error_handler_t::replace);
+}
+
+const std::vector<std::string>& Engine::labels() const { return impl_->labels(); }
+
+std::map<std::string, double> Engine::defaults() const { return impl_->defaults(); }
+
+std::string Engine::runtime() const { return impl_->runtime(); }
+
+std::size_t Array::size() const { return count(shape_); }
+
+std::size_t Array::bytes() const { return size() * size_of(dtype_); }
+
+const char* version() noexcept { return ARC_VERSION; }
+
+}  // namespace arc

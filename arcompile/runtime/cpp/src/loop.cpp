@@ -1,0 +1,362 @@
+#include "loop.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "rng.hpp"
+#include "text.hpp"
+
+namespace arc {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// How many sorted logits the filters need, over all images.
+std::int64_t most_sorted(const Ask& q, std::int64_t vocabulary) {
+  std::int64_t most = 1;
+  for (std::size_t i = 0; i < q.images(); ++i) {
+    const std::int64_t need = q.top_k[i] > 0 ? q.top_k[i] : q.top_p[i] < 1 ? vocabulary : 1;
+    most = std::max(most, std::min(need, std::max<std::int64_t>(vocabulary, 1)));
+  }
+  return most;
+}
+
+// The columns `where` of a tensor [b,N,...].
+Ref columns(const Tensor& whole, const std::vector<std::int64_t>& where) {
+  Shape shape = whole.shape;
+  const std::size_t n = static_cast<std::size_t>(shape[1]);
+  shape[1] = static_cast<std::int64_t>(where.size());
+  Ref out = Tensor::zeros(whole.dtype, shape);
+  const std::size_t cell = whole.bytes() / std::max<std::size_t>(1, static_cast<std::size_t>(shape[0]) * n);
+  char* to = out->as<char>();
+  for (std::int64_t b = 0; b < shape[0]; ++b) {
+    for (const std::int64_t at : where) {
+      std::memcpy(to, whole.as<char>() + (static_cast<std::size_t>(b) * n + static_cast<std::size_t>(at)) * cell, cell);
+      to += cell;
+    }
+  }
+  out->lent = true;
+  return out;
+}
+
+// Rows of a tensor [r,...] in the order of `index`.
+Ref gather(const Tensor& whole, const Tensor& index) {
+  Shape shape = whole.shape;
+  const std::size_t row = whole.bytes() / static_cast<std::size_t>(shape[0]);
+  shape[0] = index.shape[0];
+  Ref out = Tensor::zeros(whole.dtype, shape);
+  for (std::int64_t i = 0; i < shape[0]; ++i) {
+    const auto from = static_cast<std::size_t>(index.as<std::int64_t>()[i]);
+    std::memcpy(out->as<char>() + static_cast<std::size_t>(i) * row, whole.as<char>() + from * row, row);
+  }
+  return out;
+}
+
+}  // namespace
+
+Loop::Named::Named(Slots& s)
+    : image(s["image"]), row(s["row"]), null_row(s["null_row"]), is_null(s["is_null"]),
+      past(s["past"]), scale(s["scale"]), temperature(s["temperature"]), top_k(s["top_k"]),
+      top_p(s["top_p"]), most(s["most"]), tokens(s["tokens"]), token(s["token"]),
+      logits(s["logits"]), pixels(s["pixels"]) {}
+
+Loop::Loop(const Program& program, const Models& models, const Ask& ask, std::int64_t vocabulary)
+    : p_(program), models_(models), q_(ask), vocabulary_(vocabulary), slot_(models.slots()),
+      options_(models.library().run_options()),
+      cancel_(ask.stop, [this] {
+        models_.library().said(models_.library().api().RunOptionsSetTerminate(options_.get()));
+      }) {
+  set_scales();
+  count_turns();
+  set_rows();
+  prepare();
+}
+
+// Guidance of each step and image. Below 1 there is none, as in the families' own code.
+void Loop::set_scales() {
+  const std::size_t b = q_.images();
+  scales_.resize(p_.steps.size() * b);
+  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
+    const double* guide = p_.steps[i].work->guide;
+    const bool ended = q_.interval >= 0 && static_cast<std::int64_t>(i) >= q_.interval + 2;
+    for (std::size_t j = 0; j < b; ++j) {
+      const double scale = guide[0] + guide[1] * q_.guidance[j];
+      scales_[i * b + j] = ended ? 1.0F : static_cast<float>(std::max(scale, 1.0));
+    }
+  }
+}
+
+// Rows 0..b-1 are the images, then the unconditional twins of those that are guided.
+void Loop::set_rows() {
+  const std::size_t b = q_.images();
+  std::vector<std::int64_t> image(b), null(b);
+  std::iota(image.begin(), image.end(), 0);
+  std::iota(null.begin(), null.end(), 0);
+  const std::vector<std::int64_t> row = image;
+  for (std::size_t j = 0; j < b; ++j) {
+    bool guided = false;
+    for (std::size_t i = 0; i < p_.steps.size(); ++i) guided = guided || scales_[i * b + j] != 1;
+    if (!guided) continue;
+    null[j] = static_cast<std::int64_t>(image.size());
+    image.push_back(static_cast<std::int64_t>(j));
+  }
+  rows_ = static_cast<std::int64_t>(image.size());
+  Ref is_null = Tensor::zeros(DType::boolean, {rows_});
+  for (std::size_t i = b; i < image.size(); ++i) is_null->as<bool>()[i] = true;
+  is_null->lent = true;
+  env_[slot_.image] = integers(image);
+  env_[slot_.row] = integers(row);
+  env_[slot_.null_row] = integers(null);
+  env_[slot_.is_null] = is_null;
+}
+
+// Positions that are committed again get fresh noise every time.
+void Loop::count_turns() {
+  turns_.assign(p_.steps.size(), 0);
+  if (p_.accept == "all") return;
+  std::vector<std::int64_t> seen(static_cast<std::size_t>(p_.positions), 0);
+  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
+    for (const std::int64_t at : p_.steps[i].commit) {
+      turns_[i] = std::max(turns_[i], seen[static_cast<std::size_t>(at)]);
+    }
+    for (const std::int64_t at : p_.steps[i].commit) ++seen[static_cast<std::size_t>(at)];
+  }
+}
+
+void Loop::prepare() {
+  Slots& slots = models_.slots();
+  const auto b = static_cast<std::int64_t>(q_.images());
+  Sizes told;
+  for (const auto& [name, value] : q_.inputs) {
+    env_[slots[name]] = value;
+    bind(name, *p_.input(name), value->shape, told);
+  }
+  sizes_ = p_.sizes(b, rows_, told);
+  tokens_ = Tensor::zeros(DType::i64, {b, p_.positions});
+  std::fill_n(tokens_->as<std::int64_t>(), tokens_->size(), -1);
+  past_ = Tensor::zeros(DType::i32, {rows_});
+  scale_ = Tensor::zeros(DType::f32, {b});
+  std::fill_n(scale_->as<float>(), b, 1.0F);
+  tokens_->lent = past_->lent = scale_->lent = true;
+  env_[slot_.tokens] = tokens_, env_[slot_.past] = past_, env_[slot_.scale] = scale_;
+  env_[slot_.temperature] = reals(q_.temperature);
+  env_[slot_.top_k] = integers(q_.top_k);
+  env_[slot_.top_p] = reals(q_.top_p);
+  env_[slot_.most] = integers({most_sorted(q_, vocabulary_)});
+  for (const Draw& d : p_.draws) draw_slots_.push_back(slots[d.name]);
+  noise_.resize(p_.draws.size());
+  for (const auto& [table, columns] : p_.tables) {
+    for (const auto& [name, values] : columns) {
+      std::vector<Ref> made;
+      for (const Constant& c : values) made.push_back(Tensor::of(c));
+      tables_[table].emplace_back(slots[name], std::move(made));
+    }
+  }
+  all_.resize(static_cast<std::size_t>(p_.positions));
+  std::iota(all_.begin(), all_.end(), 0);
+}
+
+void Loop::run(bool finish) {
+  const auto start = Clock::now();
+  for (const auto& [name, type] : p_.state) {
+    env_[models_.slots()[name]] = Tensor::zeros(type.dtype, type.shape_of(sizes_));
+  }
+  draw_noise(When::start, all_, 0);
+  for (const Call& c : p_.prompt) call(c, nullptr);
+  timings_.prompt = since(start);
+  const auto ready = Clock::now();
+  const double before = in_sessions();
+  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
+    const auto begin = Clock::now();
+    step(i);
+    timings_.steps.push_back(since(begin));
+    if (q_.on_step) report(i);
+  }
+  timings_.loop = since(ready);
+  timings_.sessions = in_sessions() - before;
+  const auto done = Clock::now();
+  if (finish) {
+    for (const Call& c : p_.finish) call(c, nullptr);
+  }
+  timings_.finish = since(done);
+  timings_.total = since(start);
+}
+
+void Loop::step(std::size_t i) {
+  const Step& s = p_.steps[i];
+  now_ = &s;
+  std::memcpy(scale_->data, &scales_[i * q_.images()], scale_->bytes());
+  env_[slot_.scale] = scale_;
+  set_constants(*s.work);
+  draw_noise(When::step, s.commit, turns_[i]);
+  for (const Call& c : s.work->calls) call(c, &s.commit);
+  const auto more = static_cast<std::int32_t>(s.work->append.value(sizes_));
+  for (std::int64_t r = 0; r < rows_; ++r) past_->as<std::int32_t>()[r] += more;
+  env_[slot_.past] = past_;
+}
+
+void Loop::set_constants(const Work& work) {
+  if (work.set.empty()) return;
+  auto& made = constants_[&work];
+  if (made.empty()) {
+    for (const auto& [name, value] : work.set) {
+      made.emplace_back(models_.slots()[name], Tensor::of(value));
+    }
+  }
+  for (const auto& [slot, value] : made) env_[slot] = value;
+}
+
+void Loop::draw_noise(When when, const Where& where, std::int64_t turn) {
+  for (std::size_t i = 0; i < p_.draws.size(); ++i) {
+    const Draw& d = p_.draws[i];
+    if (d.when != when) continue;
+    Ref& seen = env_[draw_slots_[i]];
+    const auto given = q_.given.find(d.name);
+    if (given != q_.given.end()) {
+      seen = when == When::start ? given->second : columns(*given->second, where);
+      continue;
+    }
+    const Type type = type_of(d, q_.images(), where.size());
+    const Shape shape = type.shape_of({});
+    Ref& own = noise_[i];
+    if (!own || own->shape != shape) {
+      own = Tensor::zeros(type.dtype, shape);
+      own->lent = true;
+    }
+    draw(d, i, q_.seeds, q_.copies, where, turn, *own);
+    seen = own;
+  }
+}
+
+void Loop::call(const Call& c, const Where* where) {
+  cancel_.check();
+  if (!c.loop.empty()) {
+    const auto& columns = tables_.at(c.loop);
+    const std::size_t turns = columns.front().second.size();
+    for (std::size_t t = 0; t < turns; ++t) {
+      for (const auto& [slot, values] : columns) env_[slot] = values[t];
+      draw_noise(When::loop, where ? *where : Where{}, static_cast<std::int64_t>(t));
+      run_graph(c.graph, where);
+    }
+  } else if (c.each) {
+    bound(c.graph).run_each(env_, static_cast<std::int64_t>(q_.images()), options_.get());
+  } else {
+    run_graph(c.graph, where);
+  }
+}
+
+void Loop::run_graph(const std::string& graph, const Where* where) {
+  Bound& b = bound(graph);
+  try {
+    b.run(env_, options_.get());
+  } catch (const Error&) {
+    cancel_.check();  // what ended it was the caller
+    throw;
+  }
+  if (!where) return;
+  if (keep_logits && b.makes(slot_.logits)) keep();
+  if (b.makes(slot_.token)) commit(*where, env_[slot_.token]);
+}
+
+void Loop::keep() {
+  const Tensor& rows = *env_[slot_.logits];
+  logits.push_back({now_, gather(rows, *env_[slot_.row]), gather(rows, *env_[slot_.null_row])});
+}
+
+void Loop::commit(const Where& where, const Ref& token) {
+  drew_ = true;
+  if (q_.forced) env_[slot_.token] = columns(*q_.forced, where);
+  const std::int64_t* from = env_[slot_.token]->as<std::int64_t>();
+  const std::size_t c = where.size(), b = q_.images(), n = static_cast<std::size_t>(p_.positions);
+  if (token->size() != b * c) {
+    throw Error("a step commits " + std::to_string(c) + " tokens of " + std::to_string(b) +
+                " images, but its graph makes " + std::to_string(token->size()));
+  }
+  for (std::size_t i = 0; i < b; ++i) {
+    for (std::size_t j = 0; j < c; ++j) {
+      tokens_->as<std::int64_t>()[i * n + static_cast<std::size_t>(where[j])] = from[i * c + j];
+    }
+  }
+  env_[slot_.tokens] = tokens_;
+}
+
+void Loop::report(std::size_t i) {
+  const Progress seen{i + 1, p_.steps.size(), q_.images(), static_cast<std::size_t>(p_.positions),
+                      tokens_->as<std::int64_t>(), [this] { return preview(); }};
+  q_.on_step(seen);
+  cancel_.check();
+}
+
+// What there is, decoded by a finish of its own: the run's buffers and noise are not touched.
+Array Loop::preview() {
+  if (p_.finish.empty()) {
+    throw Error("this engine draws tokens only", "build it with --decoder");
+  }
+  Env seen = env_;
+  Ref known = tokens_->copy();
+  for (std::size_t i = 0; i < known->size(); ++i) {
+    std::int64_t& t = known->as<std::int64_t>()[i];
+    t = std::max<std::int64_t>(t, 0);
+  }
+  seen[slot_.tokens] = known;
+  for (const Call& c : p_.finish) {
+    Bound own(models_.session(c.graph));
+    if (!c.loop.empty()) throw Error("a finish that loops has no preview");
+    if (c.each) {
+      own.run_each(seen, static_cast<std::int64_t>(q_.images()), options_.get());
+    } else {
+      own.run(seen, options_.get(), false);
+    }
+  }
+  const Ref pixels = seen[slot_.pixels];
+  if (!pixels) throw Error("this engine draws tokens only", "build it with --decoder");
+  return to_uint8(*pixels)->array();
+}
+
+Bound& Loop::bound(const std::string& graph) {
+  const auto found = bounds_.find(graph);
+  if (found != bounds_.end()) return found->second;
+  return bounds_.emplace(graph, Bound(models_.session(graph))).first->second;
+}
+
+double Loop::in_sessions() const {
+  double total = 0;
+  for (const auto& [name, b] : bounds_) total += b.seconds();
+  return total;
+}
+
+Ref Loop::tokens() const {
+  return drew_ ? tokens_ : Tensor::zeros(DType::i64, {tokens_->shape[0], 0});
+}
+
+Ref Loop::result(const std::string& name) { return env_[models_.slots()[name]]; }
+
+Ref to_uint8(const Tensor& pixels) {
+  if (pixels.dtype != DType::f32 || pixels.shape.size() != 4) {
+    throw Error("pixels have shape " + shown(pixels.shape) + ", expected [B, 3, H, W]");
+  }
+  const std::int64_t b = pixels.shape[0], c = pixels.shape[1], h = pixels.shape[2], w = pixels.shape[3];
+  Ref out = Tensor::zeros(DType::u8, {b, h, w, c});
+  const float* from = pixels.as<float>();
+  auto* to = out->as<std::uint8_t>();
+  for (std::int64_t i = 0; i < b; ++i) {
+    for (std::int64_t k = 0; k < c; ++k) {
+      for (std::int64_t at = 0; at < h * w; ++at) {
+        const float x = (from[(i * c + k) * h * w + at] + 1.0F) * 127.5F;
+        const float inside = x > 0 ? std::min(x, 255.0F) : 0.0F;  // what is no number is black
+        to[(i * h * w + at) * c + k] = static_cast<std::uint8_t>(std::nearbyint(inside));
+      }
+    }
+  }
+  return out;
+}
+
+}  // namespace arc

@@ -1,0 +1,52 @@
+// ONNX Runtime, found and loaded at run time; nothing of it is linked.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ort_value.hpp"
+#include "tensor.hpp"
+
+namespace arc::ort {
+
+class Library {
+ public:
+  // `given` is a file, else ARC_ORT_LIBRARY, the wheel's own file, the system. Throws where there
+  // is none, where it is older than 1.28, or where it lacks the provider.
+  Library(const std::string& given, const std::string& provider);
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+
+  const Api& api() const { return *api_; }
+  const std::string& provider() const { return provider_; }
+  std::string about() const { return "onnxruntime " + version_ + " at " + path_; }
+
+  // Throws what ONNX Runtime says, after `what`; returns when there is nothing to say.
+  void must(OrtStatus* status, const std::string& what) const;
+  // The first line of what it says, and releases it; empty when there is nothing.
+  std::string said(OrtStatus* status) const;
+
+  // The one place where a model becomes a session.
+  Owned<OrtSession> session(const std::string& path, int threads) const;
+  Owned<OrtIoBinding> binding(OrtSession* session) const;
+  Owned<OrtRunOptions> run_options() const;
+  // The handle on a tensor, made once.
+  OrtValue* value(Tensor& t) const;
+
+ private:
+  void load(const std::string& given);
+  void check_version();
+  void check_provider() const;
+
+  std::string provider_, path_, version_;
+  std::unique_ptr<Api> api_;
+  Owned<OrtEnv> env_;
+  Owned<OrtMemoryInfo> cpu_;
+};
+
+// The files that are tried, in order.
+std::vector<std::string> candidates(const std::string& given);
+
+}  // namespace arc::ort

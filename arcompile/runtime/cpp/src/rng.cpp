@@ -1,0 +1,101 @@
+#include "rng.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace arc {
+
+namespace {
+
+constexpr std::int64_t kMaxTurns = std::int64_t{1} << 20;
+constexpr double kPi = 3.14159265358979323846;
+
+// The 64-bit words of one (seed, image, position, draw), two a block, low word first.
+class Words {
+ public:
+  Words(std::uint64_t seed, std::int64_t image, std::int64_t position, std::uint64_t which)
+      : seed_(seed), counter_{static_cast<std::uint64_t>(image),
+                              static_cast<std::uint64_t>(position), which, 0} {}
+  std::uint64_t next() {
+    if (half_ == 0) philox(counter_, seed_, words_), ++counter_[3];
+    const std::uint64_t low = words_[2 * half_], high = words_[2 * half_ + 1];
+    half_ ^= 1;
+    return low | high << 32;
+  }
+
+ private:
+  std::uint64_t seed_, counter_[4];
+  std::uint32_t words_[4] = {};
+  int half_ = 0;
+};
+
+void uniform(Words words, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    out[i] = static_cast<float>(static_cast<double>(words.next() >> 41) * 0x1p-23);
+  }
+}
+
+// Box and Muller in f64; a last odd number leaves its partner.
+void normal(Words words, std::int64_t n, float* out) {
+  const auto unit = [&] { return (static_cast<double>(words.next() >> 11) + 0.5) * 0x1p-53; };
+  for (std::int64_t i = 0; i < n; i += 2) {
+    const double radius = std::sqrt(-2.0 * std::log(unit())), angle = 2.0 * kPi * unit();
+    out[i] = static_cast<float>(radius * std::cos(angle));
+    if (i + 1 < n) out[i + 1] = static_cast<float>(radius * std::sin(angle));
+  }
+}
+
+void order(std::uint64_t seed, std::int64_t image, const std::vector<std::int64_t>& positions,
+           std::uint64_t which, std::int64_t* out) {
+  std::vector<std::uint64_t> keys;
+  for (const std::int64_t at : positions) keys.push_back(Words(seed, image, at, which).next());
+  std::iota(out, out + positions.size(), 0);
+  std::stable_sort(out, out + positions.size(), [&](std::int64_t a, std::int64_t b) {
+    return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
+  });
+}
+
+}  // namespace
+
+void philox(const std::uint64_t counter[4], std::uint64_t seed, std::uint32_t out[4]) {
+  std::uint64_t c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
+  auto k0 = static_cast<std::uint32_t>(seed), k1 = static_cast<std::uint32_t>(seed >> 32);
+  for (int round = 0; round < 10; ++round) {
+    const std::uint64_t p0 = c0 * 0xD2511F53u, p1 = c2 * 0xCD9E8D57u;
+    c0 = (p1 >> 32) ^ c1 ^ k0, c1 = p1 & 0xFFFFFFFFu;
+    c2 = (p0 >> 32) ^ c3 ^ k1, c3 = p0 & 0xFFFFFFFFu;
+    k0 += 0x9E3779B9u, k1 += 0xBB67AE85u;
+  }
+  out[0] = static_cast<std::uint32_t>(c0), out[1] = static_cast<std::uint32_t>(c1);
+  out[2] = static_cast<std::uint32_t>(c2), out[3] = static_cast<std::uint32_t>(c3);
+}
+
+Type type_of(const Draw& d, std::size_t images, std::size_t positions) {
+  const Dim b = static_cast<std::int64_t>(images), c = static_cast<std::int64_t>(positions);
+  if (d.kind == Kind::order) return {DType::i64, {b, c}};
+  return {DType::f32, {b, c, d.width}};
+}
+
+void draw(const Draw& d, std::size_t index, const std::vector<std::uint64_t>& seeds,
+          const std::vector<std::int64_t>& images, const std::vector<std::int64_t>& positions,
+          std::int64_t turn, Tensor& out) {
+  if (turn < 0 || turn >= kMaxTurns) {
+    throw Error("a loop of " + std::to_string(turn) + " rows is too long for its noise");
+  }
+  const std::uint64_t which = std::uint64_t{index} << 20 | static_cast<std::uint64_t>(turn);
+  float* to = out.as<float>();
+  for (std::size_t i = 0; i < seeds.size(); ++i) {
+    if (d.kind == Kind::order) {
+      order(seeds[i], images[i], positions, which, out.as<std::int64_t>() + i * positions.size());
+      continue;
+    }
+    for (const std::int64_t at : positions) {
+      const Words words(seeds[i], images[i], at, which);
+      d.kind == Kind::uniform ? uniform(words, d.width, to) : normal(words, d.width, to);
+      to += d.width;
+    }
+  }
+}
+
+}  // namespace arc

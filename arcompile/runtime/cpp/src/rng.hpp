@@ -1,0 +1,24 @@
+// Counter-based noise, bit for bit that of every other arcompile runtime.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "program.hpp"
+#include "tensor.hpp"
+
+namespace arc {
+
+// Four 32-bit words of Philox 4x32-10 (Salmon et al., SC 2011).
+void philox(const std::uint64_t counter[4], std::uint64_t seed, std::uint32_t out[4]);
+
+// Fills `out` with the noise that draw number `index` asks for: f32 [b,c,width], or for an order
+// i64 [b,c], a permutation of the c positions. `turn` is the row of a loop's table.
+void draw(const Draw& d, std::size_t index, const std::vector<std::uint64_t>& seeds,
+          const std::vector<std::int64_t>& images, const std::vector<std::int64_t>& positions,
+          std::int64_t turn, Tensor& out);
+
+// The shape of that noise, and its dtype.
+Type type_of(const Draw& d, std::size_t images, std::size_t positions);
+
+}  // namespace arc

@@ -1,0 +1,110 @@
+// Loaded models, shared by runs and never written to; and one run's buffers over them.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "ort_library.hpp"
+
+namespace arc {
+
+// Tensors by name, which a run looks up by number. Names are the engine's, numbers never change.
+class Slots {
+ public:
+  std::size_t operator[](const std::string& name);
+
+ private:
+  std::mutex lock_;
+  std::unordered_map<std::string, std::size_t> known_;
+};
+
+class Env {
+ public:
+  Ref& operator[](std::size_t slot) {
+    if (slot >= values_.size()) values_.resize(slot + 1);
+    return values_[slot];
+  }
+
+ private:
+  std::vector<Ref> values_;
+};
+
+struct Port {
+  std::string wire, name;  // as the model, and as the program calls it
+  Type type;
+  std::size_t slot = 0;
+  int carried = -1;     // of a result: the input that it is the next value of
+  bool renews = false;  // of a result: it has an input's name, but not its type
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<const ort::Library> library, const std::string& graph,
+          const std::string& path, int threads, Slots& slots);
+  const ort::Library& library() const { return *library_; }
+  OrtSession* raw() const { return session_.get(); }
+  const std::string& graph() const { return graph_; }
+  const std::vector<Port>& inputs() const { return inputs_; }
+  const std::vector<Port>& results() const { return results_; }
+
+ private:
+  Port port(std::size_t i, bool input, Slots& slots) const;
+  std::shared_ptr<const ort::Library> library_;
+  std::string graph_;
+  ort::Owned<OrtSession> session_;
+  std::vector<Port> inputs_, results_;
+};
+
+// A session bound to one run's buffers. Nothing is bound twice that did not change.
+class Bound {
+ public:
+  explicit Bound(const Session& session);
+  // Reads the inputs off `env` and writes the results to it. A result that carries an input is
+  // written where the input lies, unless `in_place` is false.
+  void run(Env& env, const OrtRunOptions* options, bool in_place = true);
+  // Image by image: inputs with a row for each of the n images are read row by row, and the
+  // results are those of all images.
+  void run_each(Env& env, std::int64_t n, const OrtRunOptions* options);
+  bool makes(std::size_t slot) const;    // does it have such a result?
+  double seconds() const { return seconds_; }  // within ONNX Runtime so far
+
+ private:
+  bool bind_inputs(Env& env, bool in_place);
+  Ref fitting(std::size_t i, const Ref& given);
+  void bind_input(std::size_t i, const Ref& value);
+  void bind_output(std::size_t i, const Ref& value);
+  void make_outputs();
+  Sizes sizes() const;
+  void execute(const OrtRunOptions* options);
+
+  const Session& s_;
+  ort::Owned<OrtIoBinding> io_;
+  std::vector<Ref> given_;  // what the environment held for each input
+  std::vector<Ref> last_;   // what each input is bound to: that, or a copy of it
+  std::vector<Ref> out_;
+  std::vector<bool> copies_;  // inputs that a result carries
+  double seconds_ = 0;
+};
+
+// The engine's sessions, each loaded when first needed.
+class Models {
+ public:
+  Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads);
+  const Session& session(const std::string& graph) const;
+  Slots& slots() const { return slots_; }
+  const ort::Library& library() const { return *library_; }
+
+ private:
+  std::shared_ptr<const ort::Library> library_;
+  std::string folder_;
+  int threads_;
+  mutable Slots slots_;
+  mutable std::mutex lock_;
+  mutable std::map<std::string, std::unique_ptr<Session>> sessions_;
+};
+
+}  // namespace arc

@@ -1,0 +1,159 @@
+// The custom ops of domain `arcompile`, for ONNX Runtime's CPU provider. Each is also a function in
+// the models that use it, so an engine runs, slower, where this library is not.
+#include <algorithm>
+#include <array>
+#include <thread>
+#include <vector>
+
+#include "lanes.h"
+#include "ort.h"
+#include "sample.h"
+
+namespace arc {
+namespace {
+
+ort::Api api;
+
+struct Tensor {
+  std::vector<int64_t> dims;
+  void* data;
+
+  float* f32() const { return static_cast<float*>(data); }
+  int64_t* i64() const { return static_cast<int64_t*>(data); }
+  int64_t count() const {
+    int64_t n = 1;
+    for (int64_t d : dims) n *= d;
+    return n;
+  }
+};
+
+Tensor input(ort::Context* c, size_t i) {
+  auto* v = const_cast<ort::Value*>(api.input(c, i));
+  ort::Shape* shape = nullptr;
+  size_t rank = 0;
+  api.at<ort::Status*(const ort::Value*, ort::Shape**)>(65)(v, &shape);
+  api.at<ort::Status*(const ort::Shape*, size_t*)>(61)(shape, &rank);
+  Tensor t{std::vector<int64_t>(rank), api.data(v)};
+  api.at<ort::Status*(const ort::Shape*, int64_t*, size_t)>(62)(shape, t.dims.data(), rank);
+  api.at<void(ort::Shape*)>(99)(shape);
+  return t;
+}
+
+Tensor output(ort::Context* c, std::vector<int64_t> dims) {
+  void* data = api.data(api.output(c, 0, dims.data(), dims.size()));
+  return {std::move(dims), data};
+}
+
+// Run `work(i)` for each part on the session's threads, or here when there is one part.
+template <class F>
+void each(ort::Context* c, int64_t parts, F work) {
+  if (parts <= 1) return work(0);
+  api.parallel(c, [](void* f, size_t i) { (*static_cast<F*>(f))(static_cast<int64_t>(i)); },
+               static_cast<size_t>(parts), &work);
+}
+
+int64_t cores() {
+  static const int64_t n = std::max(1u, std::thread::hardware_concurrency());
+  return n;
+}
+
+// --- the ops --------------------------------------------------------------------------------------
+
+constexpr int64_t WORTH = 1 << 16;  // floats of weights below which threads cost more than they give
+
+void matmul(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), w = input(c, 1);
+  const int64_t k = w.dims[0], n = w.dims[1], rows = k ? x.count() / k : 0;
+  std::vector<int64_t> shape = x.dims;
+  shape.back() = n;
+  const Tensor y = output(c, std::move(shape));
+  const int64_t parts = k * n < WORTH ? 1 : cores(), step = ((n + parts - 1) / parts + 15) / 16 * 16;
+  each(c, parts, [&](int64_t i) {
+    const int64_t from = std::min(i * step, n), to = std::min(from + step, n);
+    if (from < to) lanes().matmul(x.f32(), w.f32(), y.f32(), rows, k, n, from, to);
+  });
+}
+
+void swiglu(void*, ort::Context* c) {
+  const Tensor gate = input(c, 0), x = input(c, 1), y = output(c, gate.dims);
+  const int64_t n = y.count(), parts = n < WORTH ? 1 : cores(), step = (n + parts - 1) / parts;
+  each(c, parts, [&](int64_t i) {
+    const int64_t from = std::min(i * step, n), to = std::min(from + step, n);
+    lanes().swiglu(gate.f32() + from, x.f32() + from, y.f32() + from, to - from);
+  });
+}
+
+// logits [b,c,v] and one temperature, top_k and top_p per image
+void filter(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), temperature = input(c, 1), top_k = input(c, 2), top_p = input(c, 3),
+               most = input(c, 4), y = output(c, x.dims);
+  const int64_t rows = x.dims[0] * x.dims[1], v = x.dims[2];
+  each(c, rows, [&](int64_t i) {
+    const int64_t image = i / x.dims[1];
+    filter_logits(x.f32() + i * v, y.f32() + i * v, v, temperature.f32()[image],
+                  top_k.i64()[image], top_p.f32()[image], most.i64()[0]);
+  });
+}
+
+// logits [b,c,v], noise [b,c,2], temperature [b] -> token [b,c]
+void draw(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), noise = input(c, 1), temperature = input(c, 2),
+               y = output(c, {x.dims[0], x.dims[1]});
+  const int64_t rows = x.dims[0] * x.dims[1], v = x.dims[2];
+  each(c, rows, [&](int64_t i) {
+    const float* u = noise.f32() + 2 * i;
+    y.i64()[i] = arc::draw(x.f32() + i * v, v, u[0], u[1], temperature.f32()[i / x.dims[1]]);
+  });
+}
+
+// --- their declarations ---------------------------------------------------------------------------
+
+struct Declared : ort::Op {
+  const char* title;
+  std::vector<int> in;
+  int out;
+};
+
+Declared declare(const char* title, std::vector<int> in, int out, void (*compute)(void*, ort::Context*)) {
+  ort::Op op{};
+  op.version = 12;
+  op.create = [](const ort::Op* o, const void*, const ort::Info*) {
+    return const_cast<void*>(static_cast<const void*>(o));  // nothing is kept between runs
+  };
+  op.destroy = [](void*) {};
+  op.name = [](const ort::Op* o) { return static_cast<const Declared*>(o)->title; };
+  op.provider = [](const ort::Op*) -> const char* { return nullptr; };
+  op.inputs = [](const ort::Op* o) { return static_cast<const Declared*>(o)->in.size(); };
+  op.input_type = [](const ort::Op* o, size_t i) { return static_cast<const Declared*>(o)->in[i]; };
+  op.outputs = [](const ort::Op*) -> size_t { return 1; };
+  op.output_type = [](const ort::Op* o, size_t) { return static_cast<const Declared*>(o)->out; };
+  op.input_kind = op.output_kind = [](const ort::Op*, size_t) { return 0; };  // required
+  op.compute = compute;
+  return {op, title, std::move(in), out};
+}
+
+const std::array OPS = {
+    declare("MatMul", {ort::FLOAT, ort::FLOAT}, ort::FLOAT, matmul),
+    declare("SwiGLU", {ort::FLOAT, ort::FLOAT}, ort::FLOAT, swiglu),
+    declare("FilterLogits", {ort::FLOAT, ort::FLOAT, ort::INT64, ort::FLOAT, ort::INT64}, ort::FLOAT,
+            filter),
+    declare("Draw", {ort::FLOAT, ort::FLOAT, ort::FLOAT}, ort::INT64, draw),
+};
+
+}  // namespace
+}  // namespace arc
+
+#define ARC_EXPORT extern "C" __attribute__((visibility("default")))
+
+// What onnxruntime calls when a session registers this library.
+ARC_EXPORT arc::ort::Status* RegisterCustomOps(arc::ort::Options* options, const arc::ort::Base* base) {
+  using namespace arc;
+  const void* const* slots = base->api(ort::API);
+  if (!slots) return nullptr;  // older than 1.17: models fall back on their own functions
+  api.slots = slots;
+  ort::Domain* domain = nullptr;
+  if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
+  for (const Declared& op : OPS)
+    if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
+  return api.at<ort::Status*(ort::Options*, ort::Domain*)>(28)(options, domain);
+}

@@ -1,0 +1,94 @@
+#include "sample.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <vector>
+
+#include "lanes.h"
+
+namespace arc {
+namespace {
+
+constexpr int64_t BLOCK = 128;  // tokens of a block of `draw`
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+// --- filter ---------------------------------------------------------------------------------------
+
+constexpr int SHIFT = 21;  // of a key, to its bin of the histogram
+
+// An integer that orders as the floats do.
+uint32_t key(float v) {
+  uint32_t u;
+  std::memcpy(&u, &v, sizeof u);
+  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
+}
+
+// The k-th largest of count values, k from 1: one histogram, then a selection in one bin.
+float kth_largest(const float* x, int64_t count, int64_t k) {
+  std::vector<int64_t> bins(int64_t{1} << (32 - SHIFT));
+  for (int64_t i = 0; i < count; ++i) ++bins[key(x[i]) >> SHIFT];
+  uint32_t bin = static_cast<uint32_t>(bins.size()) - 1;
+  for (; bin > 0 && bins[bin] < k; --bin) k -= bins[bin];
+  std::vector<float> inside;
+  inside.reserve(static_cast<size_t>(bins[bin]));
+  for (int64_t i = 0; i < count; ++i)
+    if (key(x[i]) >> SHIFT == bin) inside.push_back(x[i]);
+  std::nth_element(inside.begin(), inside.begin() + (k - 1), inside.end(), std::greater<>());
+  return inside[static_cast<size_t>(k - 1)];
+}
+
+// The smallest logit of the nucleus: of those before it the probability does not exceed top_p.
+float nucleus(const float* x, int64_t count, float floor, float top_p, int64_t most) {
+  std::vector<float> best;
+  for (int64_t i = 0; i < count; ++i)
+    if (x[i] >= floor) best.push_back(x[i]);
+  if (best.empty()) return floor;  // nothing is a number
+  std::sort(best.begin(), best.end(), std::greater<>());
+  best.resize(std::min(best.size(), static_cast<size_t>(most)));
+  std::vector<float> mass(best.size());
+  double total = 0, before = 0;
+  for (size_t i = 0; i < best.size(); ++i) total += mass[i] = std::exp(best[i] - best[0]);
+  size_t last = 0;
+  for (size_t i = 0; i < best.size() && before / total <= top_p; before += mass[i++]) last = i;
+  return std::max(floor, best[last]);
+}
+
+// --- draw -----------------------------------------------------------------------------------------
+
+// The first index whose running sum exceeds u of the total.
+int64_t first_past(const float* p, int64_t count, float u) {
+  float total = 0, running = 0;
+  for (int64_t i = 0; i < count; ++i) total += p[i];
+  for (int64_t i = 0; i < count; ++i)
+    if ((running += p[i]) > u * total) return i;
+  return 0;
+}
+
+}  // namespace
+
+void filter_logits(const float* x, float* y, int64_t count, float temperature, int64_t top_k,
+                   float top_p, int64_t most) {
+  const float t = std::max(temperature, 1e-5f);
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] / t;
+  float floor = NONE;
+  most = std::min(std::max<int64_t>(most, 1), count);
+  if (top_k > 0) floor = kth_largest(y, count, std::min(top_k, most));
+  if (top_p < 1) floor = nucleus(y, count, floor, top_p, most);
+  for (int64_t i = 0; i < count; ++i) y[i] = y[i] >= floor ? y[i] : NONE;
+}
+
+int64_t draw(const float* x, int64_t count, float u_block, float u_token, float temperature) {
+  const float* peak = std::max_element(x, x + count);  // the first of equals
+  if (!(temperature > 0)) return peak - x;
+  const int64_t size = std::min(BLOCK, count), blocks = (count + size - 1) / size;
+  std::vector<float> p(static_cast<size_t>(count)), each(static_cast<size_t>(blocks));
+  for (int64_t b = 0, from = 0; b < blocks; ++b, from += size)
+    each[b] = lanes().masses(x + from, p.data() + from, std::min(size, count - from), *peak);
+  const int64_t b = first_past(each.data(), blocks, u_block), from = b * size;
+  return from + first_past(p.data() + from, std::min(size, count - from), u_token);
+}
+
+}  // namespace arc

@@ -1,0 +1,194 @@
+"""The CPU kernels against the meanings of the ops, each instruction set by itself."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto as T
+from onnx import helper as h
+
+from arcompile.errors import ArcError
+from arcompile.kernels import cpu
+from arcompile.ops.nn import swiglu
+from arcompile.ops.sampling import draw, filter_logits
+
+RNG = np.random.default_rng(0)
+F32, I64 = ctypes.POINTER(ctypes.c_float), ctypes.c_int64
+SIZES = [(1, 768, 2304), (2, 64, 4096), (3, 37, 130), (5, 8, 16), (8, 7, 5), (9, 129, 1030),
+         (40, 96, 600), (0, 16, 32)]
+DTYPES = {"f": T.FLOAT, "l": T.INT64}
+
+
+class Lanes(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("matmul", ctypes.CFUNCTYPE(None, F32, F32, F32, I64, I64, I64, I64, I64)),
+        ("swiglu", ctypes.CFUNCTYPE(None, F32, F32, F32, I64)),
+        ("masses", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, I64, ctypes.c_float)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def library():
+    if not cpu.compiler():
+        pytest.skip("no C++ compiler on this machine")
+    return cpu.build()
+
+
+@pytest.fixture(params=["avx512", "avx2", "plain"])
+def lanes(library, request):
+    ask = ctypes.CDLL(str(library)).arcompile_ops_lanes
+    ask.restype = ctypes.POINTER(Lanes)
+    found = ask(request.param.encode())
+    if not found:
+        pytest.skip(f"this processor has no {request.param}")
+    assert found.contents.name == request.param.encode()
+    return found.contents
+
+
+def at(x):
+    return x.ctypes.data_as(F32)
+
+
+def product(lanes, x, w, cut=0):
+    """By one call, or by two that share the columns."""
+    y = np.full((len(x), w.shape[1]), np.nan, np.float32)
+    for n0, n1 in ((0, cut), (cut, w.shape[1])):
+        lanes.matmul(at(x), at(w), at(y), *x.shape, w.shape[1], n0, n1)
+    return y
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_matmul(lanes, size):
+    rows, k, n = size
+    x, w = RNG.standard_normal((rows, k), np.float32), RNG.standard_normal((k, n), np.float32)
+    y = product(lanes, x, w, cut=n // 3)
+    want = x.astype(np.float64) @ w
+    assert np.abs(y - want).max(initial=0) < 1e-6 * k
+    for i in range(rows):  # whatever else is in the batch, bit for bit
+        assert (product(lanes, x[i : i + 1], w) == y[i]).all()
+
+
+def test_swiglu(lanes):
+    gate = np.linspace(-120, 120, 5003, dtype=np.float32)
+    x, y = RNG.standard_normal(5003, np.float32), np.empty(5003, np.float32)
+    lanes.swiglu(at(gate), at(x), at(y), len(y))
+    assert np.allclose(y, swiglu(gate.astype(np.float64), x), rtol=1e-6, atol=1e-30)
+
+
+def test_masses(lanes):
+    x = np.linspace(-100, 0, 1027, dtype=np.float32)
+    x[::7], p = -np.inf, np.full(1027, np.nan, np.float32)
+    total = lanes.masses(at(x), at(p), len(x), 0.0)
+    want = np.exp(x.astype(np.float64))
+    assert np.allclose(p, want, rtol=3e-7, atol=1e-37)
+    assert (p[::7] == 0).all()
+    assert total == pytest.approx(want.sum(), rel=1e-6)
+
+
+# --- through onnxruntime -------------------------------------------------------------------------
+
+
+def run(library, name, *arrays):
+    """One op of domain arcompile, as an engine would call it."""
+    given = {f"in{i}": a for i, a in enumerate(arrays)}
+    out = T.INT64 if name == "Draw" else T.FLOAT
+    graph = h.make_graph(
+        [h.make_node(name, list(given), ["y"], domain="arcompile")], "g",
+        [h.make_tensor_value_info(k, DTYPES[a.dtype.char], a.shape) for k, a in given.items()],
+        [h.make_tensor_value_info("y", out, None)])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21),
+                                               h.make_opsetid("arcompile", 1)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, given)[0]
+
+
+def test_matmul_of_many_axes(library):
+    x, w = RNG.standard_normal((2, 3, 300), np.float32), RNG.standard_normal((300, 4097), np.float32)
+    assert np.abs(run(library, "MatMul", x, w) - x @ w).max() < 1e-4
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [
+    (0, 1.0), (1, 1.0), (50, 1.0), (5000, 1.0), (0, 0.9), (200, 0.5), (7, 0.0), (0, 1e-6)])
+def test_filter(library, top_k, top_p):
+    x = np.round(RNG.standard_normal((3, 2, 5000), np.float32) * 3, 2)  # many ties
+    k, p = np.array([top_k, 0, 30]), np.array([top_p, 1, 0.8], np.float32)
+    most = np.array([5000 if top_p < 1 and not top_k else max(top_k, 30)])
+    args = (x, np.array([1, 0.5, 0], np.float32), k, p, most)
+    got, want = run(library, "FilterLogits", *args), filter_logits(*args)
+    assert ((got == want) | np.isclose(got, want, rtol=1e-6)).all()
+    assert np.isneginf(want).any()
+    assert (np.isneginf(got) == np.isneginf(want)).all()
+
+
+@pytest.mark.parametrize("size", [2, 100, 128, 1000, 16384])
+def test_draw(library, size):
+    x = RNG.standard_normal((50, 20, size), np.float32) * 4
+    x[RNG.random(x.shape) < 0.3] = -np.inf
+    x[..., 0] = 0  # something is always possible
+    noise = RNG.integers(0, 1 << 23, (50, 20, 2)).astype(np.float32) * np.float32(2.0**-23)
+    temperature = np.array([0, 1] * 25, np.float32)
+    assert (run(library, "Draw", x, noise, temperature) == draw(x, noise, temperature)).all()
+
+
+# --- the library itself --------------------------------------------------------------------------
+
+
+def test_what_arc_kernels_says(library, monkeypatch, tmp_path):
+    monkeypatch.setenv("ARC_KERNELS", str(library))
+    assert cpu.library() == library
+    monkeypatch.setenv("ARC_KERNELS", "off")
+    assert cpu.library() is None
+    monkeypatch.setenv("ARC_KERNELS", str(tmp_path / "none.so"))
+    with pytest.raises(ArcError, match="not a file"):
+        cpu.library()
+
+
+def test_a_machine_without_a_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(cpu, "PACKAGED", tmp_path / "none.so")
+    with pytest.raises(ArcError, match=r"no C\+\+ compiler"):
+        cpu.build()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_compiler_that_fails_leaves_nothing(monkeypatch, tmp_path):
+    broken = tmp_path / "cxx"
+    broken.write_text("#!/bin/sh\necho 'error: out of luck' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setattr(cpu, "PACKAGED", tmp_path / "none.so")
+    with pytest.raises(ArcError, match="out of luck"):
+        cpu.build()
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_functions_say_what_the_kernels_do(library):
+    """A model runs without the library too: the ops are functions of the model."""
+    from arcompile.sampling import sample_graph
+    from arcompile.targets.onnx_emit import emit
+
+    model = onnx.load_from_string(emit(sample_graph(300), {}, kernels=True))
+    assert {f.name for f in model.functions} == {"FilterLogits", "Draw"}
+    env = {"logits": RNG.standard_normal((2, 1, 300), np.float32), "row": np.array([0]),
+           "null_row": np.array([1]), "scale": np.array([2], np.float32),
+           "temperature": np.ones(1, np.float32), "top_k": np.array([40]),
+           "top_p": np.array([0.9], np.float32), "most": np.array([40]),
+           "noise": np.array([[[0.4, 0.7]]], np.float32)}
+    tokens = []
+    for kernels in (None, library):
+        options = onnxruntime.SessionOptions()
+        if kernels:
+            options.register_custom_ops_library(str(kernels))
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                               providers=["CPUExecutionProvider"])
+        tokens.append(session.run(["out.token"], env)[0].item())
+    assert tokens[0] == tokens[1]
