@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from arcompile import nn as arc
 from arcompile.checkpoint import Weights as Tensors
 from arcompile.checkpoint import match
 from arcompile.errors import ArcError
@@ -118,10 +119,12 @@ class Transformer(nn.Module):
         x = self.generation_aligner(self.generation_embeddings(token))
         return {"x": x.index_select(0, image)}
 
-    def step(self, x: Tensor, past: Tensor, keep: Tensor, **cache: Tensor) -> dict[str, Tensor]:
-        """x [r,s,dim] -> logits [r,1,V] of the last slot."""
+    def step(self, x: Tensor, past: Tensor, noise: Tensor, keep: Tensor,
+             **cache: Tensor) -> dict[str, Tensor]:
+        """x [r,s,dim] -> logits of the last c slots, c being the size of `noise` [b,c,2]."""
         x, out = self.language_model(x, past, self.rope, cache, keep)
-        return {"logits": self.generation_head(self.language_model.norm(x[:, -1:])), **out}
+        x = self.language_model.norm(arc.tail(x, noise))
+        return {"logits": self.generation_head(x), **out}
 
 
 class Net(nn.Module):
@@ -325,8 +328,9 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("prompt", net.gpt.prompt, {"input_ids": "i64[b,p]", "mask": "bool[b,p]",
                                          "image": "i64[r]", "is_null": "bool[r]"}),
         Entry("step", net.gpt.step, {"x": f"f32[r,s,{c.text.dim}]", "past": "i32[r]",
-                                     "keep": "bool[r,t]", **dict.fromkeys(names(c), cache)}),
-        Entry("feed", net.gpt.feed, {"token": "i64[b,1]", "image": "i64[r]"}),
+                                     "noise": "f32[b,c,2]", "keep": "bool[r,t]",
+                                     **dict.fromkeys(names(c), cache)}),
+        Entry("feed", net.gpt.feed, {"token": "i64[b,c]", "image": "i64[r]"}),
         Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}),
     ]
     if net.vq.has_encoder:

@@ -159,15 +159,16 @@ class Transformer(nn.Module):
         aim = nn.functional.pad(self.target_aware_pos_embed[0, 2 : n + 1], (0, 0, 1, 0))
         return self.pos_embed[0, :n] + aim
 
-    def step(self, x: Tensor, label: Tensor, past: Tensor, **cache: Tensor) -> dict[str, Tensor]:
-        """x [r,s,dim], label [r,dim] -> logits [r,1,V] of the last slot."""
+    def step(self, x: Tensor, label: Tensor, past: Tensor, noise: Tensor,
+             **cache: Tensor) -> dict[str, Tensor]:
+        """x [r,s,dim], label [r,dim] -> logits of the last c slots: c of `noise` [b,c,2]."""
         slot, out = past[:, None].long() + torch.arange(x.shape[1]), {}
         x = x + nn.functional.embedding(slot, self.places())
         cond = label[:, None] + nn.functional.embedding(slot, self.timesteps_embeddings[0])
         for i, block in enumerate(self.blocks):
             kv = (cache[f"k{i}"], cache[f"v{i}"])
             x, out[f"k{i}"], out[f"v{i}"] = block(x, cond, kv, past)
-        x = self.adaln_before_head(x[:, -1:], cond[:, -1:])
+        x = self.adaln_before_head(arc.tail(x, noise), arc.tail(cond, noise))
         return {"logits": self.lm_head(x), **out}
 
 
@@ -268,8 +269,9 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("prompt", net.gpt.prompt, {"cond": "i64[b]", "image": "i64[r]",
                                          "is_null": "bool[r]"}),
         Entry("step", net.gpt.step, {"x": x, "label": f"f32[r,{c.dim}]", "past": "i32[r]",
+                                     "noise": "f32[b,c,2]",
                                      **{k: str(t) for k, t in caches(c).items()}}),
-        Entry("feed", net.gpt.feed, {"token": "i64[b,1]", "image": "i64[r]"}),
+        Entry("feed", net.gpt.feed, {"token": "i64[b,c]", "image": "i64[r]"}),
     ]
     if hasattr(net, "vq"):
         found.append(Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}))

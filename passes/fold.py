@@ -44,7 +44,7 @@ class Fold(Pass):
             if fixed and leaves.keys() >= {*n.args} and pinned.isdisjoint(n.outs):
                 made_of = {w for a in n.args for w in leaves[a]}
                 leaves.update(dict.fromkeys(n.outs, tuple(made_of)))
-                size, whole = (sum(v.type.size() for v in vs) for vs in (n.outs, made_of))
+                size, whole = (sum(v.type.nbytes() for v in vs) for vs in (n.outs, made_of))
                 if made_of and size <= self.grow * whole:
                     gone.update(n.outs)
                     continue

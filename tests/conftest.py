@@ -16,10 +16,17 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture
-def golden(request):
+def golden_at(request):
+    """A golden by its path below tests/golden."""
+    accept = request.config.getoption("--accept")
+    return lambda *path: Golden(HERE.joinpath("golden", *path), accept)
+
+
+@pytest.fixture
+def golden(request, golden_at):
+    """The golden of this test."""
     name = request.node.name.replace("/", "_")
-    folder = HERE / "golden" / Path(request.fspath).stem
-    return Golden(folder / f"{name}.txt", request.config.getoption("--accept"))
+    return golden_at(Path(request.fspath).stem, f"{name}.txt")
 
 
 class Golden:

@@ -160,7 +160,8 @@ for _stride, _pads, _groups in ((1, (0, 0, 0, 0), 1), (1, (1, 1, 1, 1), 2), (2, 
                  F.pad(x, (p[1], p[3], p[0], p[2])), w, *b, stride=s, groups=g),
              stride=_stride, pads=_pads, groups=_groups)
 
-ELSEWHERE = {"rope", "cache_append", "attention", "decode_attention", "filter_logits", "draw"}
+ELSEWHERE = {"rope", "cache_append", "attention", "decode_attention", "filter_logits", "draw",
+             "law", "draw_from", "slide", "verify", "agree"}
 
 
 def close(ours: Any, theirs: Any, tolerance: float = 2e-6) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from arcompile.models.demo import drawings, judge
 from arcompile.models.demo.nets import GPT, VQ
-from arcompile.models.demo.train import GRID, HERE, SEED, to_bytes, to_signed
+from arcompile.models.demo.train import GRID, HERE
+from arcompile.models.demo.training import SEED, to_bytes, to_signed
 
 FRESH = 1000 + SEED  # drawings nothing was trained on
 

@@ -1,0 +1,149 @@
+"""Stages of the masked demo: a decoder that forgives, and the transformer with its head."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from arcompile.models.demo import drawings
+from arcompile.models.demo.nets_mar import CELLS, KL, MAR, TIMES
+from arcompile.models.demo.training import (
+    SEED,
+    Run,
+    batch_rows,
+    first_vq,
+    hide,
+    latents,
+    ldm_names,
+    likeness,
+    pictures,
+    to_signed,
+    write,
+)
+from arcompile.models.diffusion import COLUMNS, ddpm
+from arcompile.models.kl import SCALE
+
+DECODER_STEPS, DECODER_BATCH, NOISE = 300, 8, 0.15
+STEPS, BATCH, DRAWS = 2500, 48, 48  # draws: denoised cells an image
+SPREAD = 8 ** -0.5  # of a unit vector's 8 numbers
+SAMPLING = {"guidance": 1.0, "temperature": 1.0}
+FILES = ("demo_mar.safetensors", "demo_mar_kl.safetensors")
+
+
+def decoder_loss(model: KL, data: Tensor, images: np.ndarray, step: int) -> tuple[Tensor, str]:
+    """Likeness of what comes back from latents with noise, more on some pictures than on others."""
+    rng = torch.Generator().manual_seed(step)
+    rows = batch_rows(len(data), DECODER_BATCH, step)
+    f = data[rows].float()
+    amount = NOISE * torch.rand((len(f), 1, 1, 1), generator=rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model.picture(f + amount * torch.randn(f.shape, generator=rng)).float()
+    return likeness(y, to_signed(images[rows.numpy()])), ""
+
+
+def train_decoder(work: Path, out: Path) -> None:
+    """The first demo's decoder, until it forgives small errors in its latents."""
+    torch.manual_seed(SEED)
+    data, images, model, vq = latents(work, out), pictures(work), KL(), first_vq(out)
+    model.decoder.load_state_dict(vq.decoder.state_dict())
+    model.post_quant_conv.load_state_dict(vq.post_quant_conv.state_dict())
+    run = Run(work / "kl.pt", model, lr=3e-4, decay=0.98)
+    run.train(DECODER_STEPS, lambda step: decoder_loss(model, data, images, step))
+    write(out / FILES[1], stored(run.average), {"seconds": f"{run.seconds:.0f}"})
+
+
+def trained_kl(work: Path) -> KL:
+    """What `train_decoder` ended in."""
+    model = KL()
+    model.load_state_dict(torch.load(work / "kl.pt", weights_only=True)["average"])
+    return model
+
+
+def stored(model: KL) -> dict[str, Tensor]:
+    """The decoder as MAR's layout has it: it takes tokens / 0.2325, and tokens are f / SPREAD."""
+    tensors = ldm_names(model.state_dict())
+    tensors["post_quant_conv.weight"] = tensors["post_quant_conv.weight"] * SPREAD * SCALE
+    return tensors
+
+
+# -------------------------------------------------------------- transformer
+
+
+def some_known(n: int, rng: torch.Generator) -> Tensor:
+    """Random cells, as many as are known after a random step of generation; bool [n, cells]."""
+    left = torch.cos(torch.rand((n, 1), generator=rng) * math.pi / 2) * CELLS
+    place = torch.rand((n, CELLS), generator=rng).argsort(1)
+    return place >= left.floor().clamp(min=1)
+
+
+class Diffusion:
+    """Noising of tokens at TIMES steps, and the loss of what the head makes of them."""
+
+    def __init__(self) -> None:
+        table = torch.from_numpy(ddpm(TIMES)[::-1].copy())  # row t is time t
+        self.at = dict(zip(COLUMNS, table.unbind(1), strict=True))
+        self.signal = 1 / self.at["x0_x"]
+
+    def noised(self, x: Tensor, time: Tensor, eps: Tensor) -> Tensor:
+        signal = self.signal[time][..., None]
+        return signal * x + (1 - signal.square()).sqrt() * eps
+
+    def bound(self, x: Tensor, noisy: Tensor, time: Tensor, eps: Tensor, share: Tensor) -> Tensor:
+        """KL of the predicted step from the true one, for the variance alone; nats a number."""
+        a = {k: v[time][..., None] for k, v in self.at.items()}
+        x0 = a["x0_x"] * noisy - a["x0_eps"] * eps.detach()
+        f = (share + 1) / 2
+        log_var = f * a["log_most"] + (1 - f) * a["log_least"]
+        gap = a["log_least"] - log_var
+        far = (a["mean_x0"] * (x0 - x)).square()
+        kl = 0.5 * (gap.exp() - gap - 1 + far * torch.exp(-log_var))
+        return kl * a["noisy"]
+
+
+def head_loss(net: nn.Module, rule: Diffusion, x: Tensor, cond: Tensor,
+              rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """x [n, channels], cond [n, dim] -> squared error of the noise, bound of the variance."""
+    time = torch.randint(TIMES, (len(x),), generator=rng)
+    eps = torch.randn(x.shape, generator=rng)
+    noisy = rule.noised(x, time, eps)
+    with torch.autocast("cpu", torch.bfloat16):
+        guess, share = (y.float() for y in net(noisy, time, cond))
+    return (guess - eps).square().mean(), rule.bound(x, noisy, time, guess, share).mean()
+
+
+def mar_loss(body: nn.Module, head: nn.Module, rule: Diffusion, data: Tensor,
+             step: int) -> tuple[Tensor, str]:
+    """Error of the noise on random unknown cells; a tenth of the labels are hidden."""
+    rng = torch.Generator().manual_seed(SEED + step)
+    torch.manual_seed(SEED + step)
+    rows = batch_rows(len(data), BATCH, step)
+    z = data[rows].float().flatten(2).mT / SPREAD
+    known = some_known(BATCH, rng)
+    cells = torch.multinomial((~known).float(), DRAWS, True, generator=rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        told = body(hide(rows % len(drawings.CLASS_NAMES)), z, known)
+    x, cond = (t.gather(1, cells[..., None].expand(-1, -1, t.shape[-1])).flatten(0, 1)
+               for t in (z, told))
+    error, bound = head_loss(head, rule, x, cond, rng)
+    return error + bound, f"error {error.item():.4f} bound {bound.item():.4f}"
+
+
+def train_mar(work: Path, out: Path) -> None:
+    torch.manual_seed(SEED)
+    data, model, rule = latents(work, out), MAR(), Diffusion()
+    run = Run(work / "mar.pt", model, lr=1e-3, decay=0.998)
+    body, head = torch.compile(model), torch.compile(model.diffloss.net)
+    run.train(STEPS, lambda step: mar_loss(body, head, rule, data, step))
+    finish_mar(run, out)
+
+
+def finish_mar(run: Run, out: Path) -> None:
+    write(out / FILES[0], run.average.state_dict(), {
+        "family": "mar", "num_heads": "6", "num_iter": "16", "diffusion_steps": "25",
+        "class_names": json.dumps(drawings.CLASS_NAMES), "sampling": json.dumps(SAMPLING),
+        "seconds": f"{run.seconds:.0f}"})

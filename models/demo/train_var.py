@@ -1,0 +1,122 @@
+"""Stages of the next-scale demo: its residual codes, its decoder, its transformer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from arcompile.models.demo import drawings
+from arcompile.models.demo.nets_mar import KL
+from arcompile.models.demo.nets_var import PATCH_NUMS, VAR, Tokenizer
+from arcompile.models.demo.train_mar import trained_kl
+from arcompile.models.demo.training import (
+    SEED,
+    Run,
+    batch_rows,
+    hide,
+    latents,
+    ldm_names,
+    write,
+)
+
+CODES_STEPS, CODES_BATCH = 800, 128
+STEPS, BATCH = 2500, 48
+SLIP = 0.06  # most noise under which the codes that are seen were taken
+SAMPLING = {"guidance": 1.0, "temperature": 0.8, "top_k": 0, "top_p": 0.95}
+FILES = ("demo_var.safetensors", "demo_var_vq.safetensors")
+
+
+def decoder(kl: KL) -> Tokenizer:
+    """A tokenizer with this decoder; the 1x1 convolution before conv_in is merged into it."""
+    model, own = Tokenizer(), kl.decoder.state_dict()
+    before, first = kl.post_quant_conv, own["conv_in.weight"]
+    own["conv_in.weight"] = torch.einsum("omhw,mi->oihw", first, before.weight[:, :, 0, 0])
+    own["conv_in.bias"] = own["conv_in.bias"] + first.sum((2, 3)) @ before.bias
+    model.decoder.load_state_dict(own)
+    return model
+
+
+def start_codes(model: Tokenizer, f: Tensor) -> None:
+    """Codes start as what there is to code, a fifth of them from each scale."""
+    book = model.quantize.embedding.weight
+    rest, parts = f, []
+    for scale in range(len(PATCH_NUMS)):
+        z = model.quantize.down(rest, scale)
+        up = getattr(model.quantize, f"up{scale}")
+        rest = rest - (z.mT @ up).unflatten(2, (PATCH_NUMS[-1],) * 2)
+        parts.append(z.flatten(0, 1))
+    share = -(-len(book) // len(parts))
+    parts = [z[torch.randint(len(z), (share,))] for z in parts]
+    book.copy_(torch.cat(parts)[:len(book)])
+
+
+def codes_loss(model: Tokenizer, data: Tensor, step: int) -> tuple[Tensor, str]:
+    """How far the latents of each scale are from the whole; moves the codes besides."""
+    f = data[batch_rows(len(data), CODES_BATCH, step)].float()
+    if step == 0:
+        start_codes(model, f)
+    wanted, codes, maps = model.quantize(f)
+    model.quantize.learn(torch.cat(wanted, 1).detach().flatten(0, 1),
+                         torch.cat(codes, 1).flatten())
+    far = [(f_hat - f).square().sum(1).mean() for f_hat in maps]
+    return sum(far), " ".join(f"{x.item():.4f}" for x in far)
+
+
+def train_codes(work: Path, out: Path) -> None:
+    """Residual codes of the latents; the decoder is the masked demo's, which forgives errors."""
+    torch.manual_seed(SEED)
+    data, model = latents(work, out), decoder(trained_kl(work))
+    run = Run(work / "var_codes.pt", model.quantize, lr=2e-3, decay=0.98)
+    run.train(CODES_STEPS, lambda step: codes_loss(model, data, step))
+    model.quantize.load_state_dict(
+        {**run.average.state_dict(), "embedding.weight": run.model.embedding.weight})
+    write(out / FILES[1], ldm_names(model.state_dict(), fused=True),
+          {"seconds": f"{run.seconds:.0f}"})
+
+
+def words(model: Tokenizer, maps: list[Tensor]) -> Tensor:
+    """What the earlier scales say at each later cell, [b, L - 1, c]."""
+    parts = [model.quantize.down(f, scale + 1) for scale, f in enumerate(maps[:-1])]
+    return torch.cat(parts, 1)
+
+
+def var_loss(model: nn.Module, vq: Tokenizer, data: Tensor, step: int) -> tuple[Tensor, str]:
+    """Cross-entropy, each scale weighted by its side; a tenth of the labels are hidden."""
+    torch.manual_seed(SEED + step)
+    rows = batch_rows(len(data), BATCH, step)
+    with torch.no_grad():
+        slip = SLIP * torch.rand(BATCH) * (torch.rand(BATCH) < 0.7)
+        _, codes, maps = vq.quantize(data[rows].float(), slip)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(hide(rows % len(drawings.CLASS_NAMES)), words(vq, maps))
+    miss = F.cross_entropy(logits.float().flatten(0, 1), torch.cat(codes, 1).flatten(),
+                           reduction="none").view(BATCH, -1).mean(0)
+    each = [part.mean() for part in miss.split([n * n for n in PATCH_NUMS])]
+    loss = sum(n * x for n, x in zip(PATCH_NUMS, each, strict=True)) / sum(PATCH_NUMS)
+    return loss, " ".join(f"{x.item():.2f}" for x in each)
+
+
+def train_var(work: Path, out: Path) -> None:
+    """The transformer. It sees wrong codes now and then, as it will when it draws."""
+    torch.manual_seed(SEED)
+    vq, model = Tokenizer(), VAR()
+    vq.quantize.load_state_dict({
+        k.removeprefix("quantize."): v for k, v in load_file(out / FILES[1]).items()
+        if k.startswith("quantize.")})
+    data = latents(work, out)
+    run = Run(work / "var.pt", model, lr=2e-3, decay=0.995)
+    fast = torch.compile(model)
+    run.train(STEPS, lambda step: var_loss(fast, vq.float(), data, step))
+    finish_var(run, out)
+
+
+def finish_var(run: Run, out: Path) -> None:
+    write(out / FILES[0], run.average.state_dict(), {
+        "family": "var", "patch_nums": ",".join(map(str, PATCH_NUMS)),
+        "class_names": json.dumps(drawings.CLASS_NAMES), "sampling": json.dumps(SAMPLING),
+        "seconds": f"{run.seconds:.0f}"})

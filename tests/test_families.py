@@ -1,0 +1,142 @@
+"""What every family gets for free: each pass keeps its values, and its program is on record."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from arcompile import debug, export
+from arcompile.check import Check
+from arcompile.compile import exported
+from arcompile.errors import ArcError
+from arcompile.family import FAMILIES
+from arcompile.pipeline import PASSES, Pass, parse_pipeline, run
+from arcompile.program import Program
+from arcompile.program_text import parse_program
+from arcompile.target import TARGETS
+
+PIPELINE = parse_pipeline(TARGETS["ort-cpu"].passes)
+OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
+SMALL = {"window": 3}  # options of passes that must fit a tiny image
+# What a pass looks for: an op, and the op that makes one of its operands.
+LOOKS = {"swiglu": ("mul", "silu"), "residual-norm": ("rms_norm", "add"),
+         "rotary-attention": ("attention", "rope")}
+MISS = re.compile(r"miss \S+ at \S+: (.*)")
+
+_trace, _traced = export.call, {}
+
+
+def once(module, entry):
+    """Families share image tokenizers, and tracing those takes most of the time."""
+    if entry.name not in ("decode", "encode"):
+        return _trace(module, entry)
+    owner = entry.method.__self__
+    shapes = [(k, *v.shape) for k, v in owner.state_dict().items()]
+    key = str((type(owner), entry.name, entry.inputs, shapes))
+    if key not in _traced:
+        _traced[key] = _trace(module, entry)
+    return _traced[key]
+
+
+class Tiny:
+    """A family's smallest model, before and after every pass.
+
+    A pass of the default pipeline runs where it stands there, any other one behind them all. One
+    that the user must ask for may refuse with an error: so it does on a program it is not for.
+    """
+
+    def __init__(self, name: str, log: list[str]):
+        family = FAMILIES[name]
+        p = exported(family.model(family.random("tiny"), OPTIONS.get(name, {})))
+        self.check = Check(p)
+        self.stages: dict[str, tuple[Program, Program]] = {}
+        self.misses: dict[str, list[str]] = {}
+        for each in PIPELINE:
+            log.clear()
+            self.stages[each.name] = p, (p := run(p, [each]))
+            self.misses[each.name] = [m[1] for x in log if (m := MISS.match(x))]
+        self.final, self.errors = p, dict[str, ArcError]()
+        for name in sorted(PASSES.all().keys() - self.stages.keys()):
+            self.stages[name] = p, self._asked(name)
+
+    def _asked(self, name: str) -> Program:
+        try:
+            return run(self.final, [asked(name)])
+        except ArcError as e:
+            self.errors[name] = e
+            return self.final
+
+
+def asked(name: str) -> Pass:
+    options = {f.name for f in fields(PASSES[name])}
+    return PASSES[name](**{k: v for k, v in SMALL.items() if k in options})
+
+
+@pytest.fixture(scope="module", params=sorted(FAMILIES.all()))
+def tiny(request) -> Tiny:
+    log: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "call", once)
+        patch.setattr(debug, "log", lambda level, text: log.append(text))
+        return Tiny(request.param, log)
+
+
+def test_what_is_compared_is_finite(tiny):
+    """Random weights must not drown the comparison, or leave nothing to compare."""
+    assert {"logits", "latents"} & tiny.check.expected.keys()
+    for name, values in tiny.check.expected.items():
+        assert all(np.isfinite(x).all() for x in values), name
+
+
+@pytest.mark.parametrize("name", sorted(PASSES.all()))
+def test_pass(tiny, name):
+    """`run` has verified around it; values, text and a second run must hold."""
+    was, new = tiny.stages[name]
+    assert str(parse_program(str(new))) == str(new)
+    if new is not was and PASSES[name].keeps == "values":
+        assert run(new, [asked(name)]) is new
+        errors = tiny.check.errors(new)
+        assert max(errors.values()) <= 1e-5, errors
+    if name in tiny.errors:
+        assert tiny.errors[name].hint
+        assert "\n" not in tiny.errors[name].what
+        pytest.skip(f"refused: {tiny.errors[name].what}")  # -rs shows who refuses what
+
+
+def test_program(tiny, golden_at):
+    """The loop that a target runs, what its graphs are made of, and what the default passes did
+    or why not.
+
+    Read what changes: here shows a family that lost a fusion.
+    """
+    p, lines = tiny.final, []
+    for g in (*p.graphs, *([p.fold] if p.fold else [])):
+        lines.append(f"graph {g.name}: " + counted(n.op for n in g.nodes))
+    lines += [f"pass {each.name}: {deed(tiny, each.name)}" for each in PIPELINE]
+    text = "\n".join([str(replace(p, graphs=(), fold=None)), *lines])
+    assert text == golden_at("programs", f"{p.name}.txt")
+
+
+def deed(tiny: Tiny, name: str) -> str:
+    """How many nodes a pass left, or why it left all: near misses, or what is not there."""
+    was, new = tiny.stages[name]
+    if new is not was:
+        before, after = (sum(len(g.nodes) for g in p.graphs) for p in (was, new))
+        return f"{before} -> {after} nodes"
+    if misses := tiny.misses.get(name):
+        return "misses, " + counted(re.sub(r"[%@][\w.]+|\w+\[[^]]*]", "x", m) for m in misses)
+    if name not in LOOKS:
+        return "finds nothing"
+    reader, maker = LOOKS[name]
+    assert not any(n.op == reader and g.producer[a].op == maker for g in was.graphs
+                   for n in g.nodes for a in n.args if a in g.producer)
+    return f"finds no {reader} of {maker}"
+
+
+def counted(words: Iterable[str]) -> str:
+    return ", ".join(f"{n} {word}" for word, n in sorted(Counter(words).items()))
