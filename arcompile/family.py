@@ -102,13 +102,17 @@ def family(name: str) -> Callable[[type[Family]], type[Family]]:
     return declare
 
 
-def positive(options: Options, key: str, default: int | None, what: str) -> int:
-    """An integer option above zero, or a clear error that says how to give it."""
+def positive(options: Options, key: str, default: int | None, what: str,
+             most: int = 1 << 20) -> int:
+    """An integer option from 1 to `most`, or a clear error that says how to give it."""
     value = options.get(key, default)
     if value is None:
         raise ArcError(f"{what} cannot be told from the tensors", hint=f"give --option {key}=N")
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ArcError(f"option {key} must be a positive integer, got {value!r}")
+        raise ArcError(f"option {key} must be a positive integer, got {value!r}",
+                       hint=f"{key} is {what}")
+    if value > most:
+        raise ArcError(f"{key}={value} is more than {most}", hint=f"{key} is {what}")
     return value
 
 

@@ -39,8 +39,11 @@ def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]
 
 
 def _aligned(types: Mapping[str, Type]) -> dict[str, Type]:
-    """Wide numbers first: each starts at a multiple of its size, and the format allows no gaps."""
-    return dict(sorted(types.items(), key=lambda item: -WIDTH[item[1].dtype]))
+    """Those whose bytes would leave the next one unaligned come last: the format allows no gaps."""
+    def late(item: tuple[str, Type]) -> int:
+        return 0 if item[1].nbytes() % 8 == 0 else 1 + 8 - WIDTH[item[1].dtype]
+
+    return dict(sorted(types.items(), key=late))
 
 
 def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],

@@ -52,11 +52,19 @@ class Store(Mapping[str, Array]):
         self.source = source
         self.results = {f"@{name}": v for name, v in fold.results} if fold else {}
         self.producer = fold.producer if fold else {}
+        self.given = set(self.results.values())
+        self.spare: dict[Value, Array] = {}  # small results that came with a large one
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.results:
             return self.source[name]
-        return np.ascontiguousarray(self._value(self.results[name], {}))
+        v, done = self.results[name], dict[Value, Array]()
+        if v in self.spare:
+            return self.spare.pop(v)
+        found = np.ascontiguousarray(self._value(v, done))
+        self.spare.update({x: done[x] for x in (self.producer[v].outs if v in done else ())
+                           if x is not v and x in self.given and 8 * done[x].nbytes < found.nbytes})
+        return found
 
     def _value(self, v: Value, done: dict[Value, Array]) -> Array:
         if v.is_weight:

@@ -181,7 +181,8 @@ def program(c: Config, options: Options) -> Program:
     limit = positive(options, "max_pn", 16, "the largest side of the training")
     form = options.get("guidance_form", "var")
     if form not in ("var", "llamagen"):
-        raise ArcError(f"option guidance_form must be var or llamagen, got {form!r}")
+        raise ArcError(f"option guidance_form must be var or llamagen, got {form!r}",
+                       hint=OPTIONS["guidance_form"])
     steps, last = list(scales(c.patch_nums)), len(c.patch_nums) - 1
     for s, n in enumerate(c.patch_nums):
         ratio = 1.0 if n > limit else s / max(min(last, 9), 1)

@@ -294,10 +294,11 @@ def config(t: Tensors, options: Options, plan: ldm.Plan | None) -> Config:
 
 def patchify(bits: int, plan: ldm.Plan | None, options: Options) -> bool:
     """Does the decoder have a quarter of the transformer's channels?"""
-    told = False if plan is None else plan.ends[0] != bits
+    told = plan is not None and 4 * plan.ends[0] == bits
     found = options.get("patchify", told)
     if not isinstance(found, bool):
-        raise ArcError(f"option patchify must be true or false, got {found!r}")
+        raise ArcError(f"option patchify must be true or false, got {found!r}",
+                       hint="leave it out: the decoder tells")
     if plan is not None and plan.ends[0] * (4 if found else 1) != bits:
         raise ArcError(f"the decoder takes {plan.ends[0]} channels, but the transformer draws "
                        f"{bits} bits a cell" + (" of 2x2" if found else ""),

@@ -6,6 +6,7 @@ The sizes are part of the trained model. Smaller pictures take the first so many
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,10 @@ def schedule(options: Mapping[str, Any]) -> Scales:
     if pn not in COUNT:
         raise ArcError(f"option pn must be one of {', '.join(COUNT)}, got {pn!r}",
                        hint=did_you_mean(pn, COUNT))
+    low, high = min(PUBLISHED), max(PUBLISHED)
+    if not low <= ratio <= high:
+        raise ArcError(f"there is no schedule for h_div_w={ratio}",
+                       hint=f"published ones go from {low} to {high}; option scales takes any")
     return PUBLISHED[nearest(ratio)][: COUNT[pn]]
 
 
@@ -69,7 +74,12 @@ def _given(value: Any) -> Scales:
     if not rows or not fine or not all(0 < n <= MOST for r in rows for n in r):
         raise ArcError(f"option scales must list [height, width] of each scale, got {value!r}",
                        hint="for example [[1,1],[2,2],[4,4]]")
-    return tuple((r[-2], r[-1]) for r in rows)
+    found = tuple((r[-2], r[-1]) for r in rows)
+    shrinks = any(a > c or b > d for (a, b), (c, d) in pairwise(found))
+    if found[0] != (1, 1) or shrinks:
+        raise ArcError(f"option scales must grow from [1, 1], got {value!r}",
+                       hint="list [height, width] from coarse to fine")
+    return found
 
 
 def full_grid(scales: Scales) -> tuple[int, int]:

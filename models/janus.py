@@ -27,6 +27,7 @@ from arcompile.models.hf_llama import Decoder, Shape, kept, rope
 from arcompile.models.llama import RopeTable
 from arcompile.models.parts import bind, settings, state
 from arcompile.models.random import weights
+from arcompile.models.scales import MOST
 from arcompile.models.vq import IGNORE, VQ, published
 from arcompile.program import Call, Draw, Program, Step
 
@@ -261,7 +262,8 @@ class Facts:
     def prompt(self, c: Config, options: Options) -> dict[str, Any]:
         template = str(options.get("template", TEMPLATE))
         if "{prompt}" not in template:
-            raise ArcError(f"option template has no {{prompt}} in it: {template!r}")
+            raise ArcError(f"option template has no {{prompt}} in it: {template!r}",
+                           hint=f"the usual one is {TEMPLATE!r}")
         return {"max": c.most, "vocabulary": c.words, "pad": c.pad, "template": template,
                 "bos": self.token("bos_token_id", "<｜begin▁of▁sentence｜>"),
                 "boi": self.token("boi_token_id", "<begin_of_image>")}
@@ -276,9 +278,12 @@ def config(t: Tensors, facts: Facts, options: Options) -> Config:
         "self_attn.q_proj.weight", "self_attn.k_proj.weight", "mlp.gate_proj.weight")])
     codes, width = matrix(t, "generation_embeddings.weight")
     vq = facts.config.get("vq_config") or {}
-    grid = positive(options, "grid", vq.get("num_patches") or 24, "the number of tokens per side")
+    grid = positive(options, "grid", vq.get("num_patches") or 24, "the number of tokens per side",
+                    MOST)
     slots = facts.text.get("max_position_embeddings") or 16384
-    room = slots - grid * grid
+    if (room := slots - grid * grid) < 2:
+        raise ArcError(f"{grid} x {grid} tokens leave no room for a prompt in the model's "
+                       f"{slots} positions", hint="give a smaller grid")
     most = positive(options, "max_prompt", min(MOST_IDS, room), "the longest prompt")
     if most > room:
         raise ArcError(f"a prompt of {most} ids and {grid * grid} tokens exceed the model's "
@@ -286,7 +291,7 @@ def config(t: Tensors, facts: Facts, options: Options) -> Config:
     aligner = 1 + count(t, r"generation_aligner\.hidden_layers\.(\d+)\.")
     head = matrix(t, "generation_head.proj_out.weight")[0]
     pad = options.get("pad_id", facts.token("pad_token_id", "<｜▁pad▁｜>"))
-    if not isinstance(pad, int) or not 0 <= pad < words:
+    if isinstance(pad, bool) or not isinstance(pad, int) or not 0 <= pad < words:
         raise ArcError(f"the padding id cannot be told: {pad!r}", hint="give --option pad_id=N")
     return Config(text, words, codes, width, aligner, head, grid, most, pad)
 
@@ -316,7 +321,8 @@ def shape(text: Mapping[str, Any], dim: int, layers: int, rows: list[int]) -> Sh
     turn = text.get("rope_parameters") or text.get("rope_scaling") or {}
     kind = turn.get("rope_type", turn.get("type", "default"))
     if kind != "default":
-        raise ArcError(f"rotary embedding of type {kind!r} is not supported")
+        raise ArcError(f"rotary embedding of type {kind!r} is not supported",
+                       hint="published Janus models have the default one")
     theta = float(turn.get("rope_theta") or text.get("rope_theta") or 10000.0)
     return Shape(dim, layers, heads, k // head, head, hidden,
                  float(text.get("rms_norm_eps") or 1e-6), theta)

@@ -25,6 +25,7 @@ from arcompile.models import t5
 from arcompile.models.llama import Block, RopeTable, grid_rope
 from arcompile.models.parts import bind, state
 from arcompile.models.random import weights
+from arcompile.models.scales import MOST
 from arcompile.models.vq import IGNORE, VQ, published
 from arcompile.program import Call, Draw, Program, Step
 from arcompile.weights import Weights
@@ -248,7 +249,7 @@ def grid(source: Source, options: Options) -> int:
     if told is None and (m := re.search(r"_(256|384|512)\b", source.names[0].split(".")[0])):
         factor = 8 if "ds8" in source.names[1] else 16
         told = int(m[1]) // factor
-    return positive(options, "grid", told, "the number of tokens per side")
+    return positive(options, "grid", told, "the number of tokens per side", MOST)
 
 
 def entries(net: Net, c: Config) -> list[Entry]:

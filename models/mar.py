@@ -298,7 +298,8 @@ def config(source: Source, options: Options) -> Config:
     what = f"the number of heads of a {dim}-wide, {layers[0]}+{layers[1]}-layer model"
     heads = positive(options, "num_heads", known, what)
     if dim % heads:
-        raise ArcError(f"num_heads={heads} does not divide the width {dim}")
+        raise ArcError(f"num_heads={heads} does not divide the width {dim}",
+                       hint="give --option num_heads=N")
     return replace(
         Config(dim, *layers, heads, shape(t, "encoder_blocks.0.mlp.fc1.weight", 2)[0], classes,
                channels, positions, slots - positions, width, count(t, "diffloss.net.res_blocks.")),
@@ -310,11 +311,13 @@ def _sampling(source: Source, options: Options, positions: int) -> dict[str, Any
     usual = told(source, "num_iter") or min(64, positions)
     iterations = positive(options, "num_iter", usual, "the number of steps")
     if iterations > positions:
-        raise ArcError(f"num_iter={iterations} is more than the {positions} tokens of an image")
+        raise ArcError(f"num_iter={iterations} is more than the {positions} tokens of an image",
+                       hint="each step draws a token or more")
     usual = told(source, "diffusion_steps") or 100
     steps = positive(options, "diffusion_steps", usual, "the number of denoising steps")
     if not 2 <= steps <= TRAINED:
-        raise ArcError(f"diffusion_steps={steps} is not between 2 and {TRAINED}")
+        raise ArcError(f"diffusion_steps={steps} is not between 2 and {TRAINED}",
+                       hint=f"{TRAINED} is what the network was trained for")
     schedule = options.get("cfg_schedule", "linear")
     if schedule not in SCHEDULES:
         raise ArcError(f"no cfg_schedule {schedule!r}", hint=f"known: {', '.join(SCHEDULES)}")

@@ -80,7 +80,8 @@ class NAR(Family):
         c = llamagen.config(source, options, SIZES, extra=1)
         c = replace(c, mask="full" if c.prompt == 1 else "prefix")
         if c.layers < 2:
-            raise ArcError("a NAR transformer has at least two layers, this one has one")
+            raise ArcError("a NAR transformer has at least two layers, this one has one",
+                           hint="is it a NAR checkpoint?")
         order = [*range(c.prompt), *(c.prompt + p for p in positions(c.grid))]
         net, bound = assemble(source, c, Transformer, self.name, order)
         run = program(c, hasattr(net, "vq"))

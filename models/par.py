@@ -90,7 +90,8 @@ def specials(t: Tensors, c: Config) -> int:
         raise ArcError(f"a grid of {c.grid} does not divide into {side} x {side} regions",
                        hint=f"give --option grid=N, a multiple of {side}")
     if not c.classes:
-        raise ArcError("a PAR transformer has a class table, this one has none")
+        raise ArcError("a PAR transformer has a class table, this one has none",
+                       hint="is it a PAR checkpoint?")
     return rows
 
 

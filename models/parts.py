@@ -84,7 +84,7 @@ def settings(source: Source, name: str) -> dict[str, Any]:
     path = source.folder / name if source.folder else None
     if not text and path is not None and path.is_file():
         if path.stat().st_size > MOST_JSON:
-            raise ArcError(f"{path} is larger than {MOST_JSON} bytes")
+            raise ArcError(f"{path} is larger than {MOST_JSON} bytes", hint="download it again")
         text = path.read_bytes()
     try:
         found = json.loads(text or "{}")

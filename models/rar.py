@@ -231,7 +231,8 @@ class RAR(Family):
 def power(c: Config, options: Options) -> float:
     value = options.get("guidance_pow", DRAWN[c.size][1])
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-        raise ArcError(f"option guidance_pow must be a number from 0 to 100, got {value!r}")
+        raise ArcError(f"option guidance_pow must be a number from 0 to 100, got {value!r}",
+                       hint="0 keeps the guidance constant")
     return float(value)
 
 
@@ -244,15 +245,19 @@ def config(t: Tensors) -> Config:
     n = sized(t, "pos_embed", 3)[1] - _SPARE
     layers = 1 + max(int(k.split(".")[1]) for k in t if k.startswith("blocks."))
     if dim % head or head % 2:
-        raise ArcError(f"heads of {head} do not divide a width of {dim}")
+        raise ArcError(f"heads of {head} do not divide a width of {dim}",
+                       hint="is it a RAR checkpoint?")
     if n < 1 or isqrt(n) ** 2 != n:
-        raise ArcError(f"pos_embed has {n + _SPARE} rows, which is not {_SPARE} and a square")
+        raise ArcError(f"pos_embed has {n + _SPARE} rows, which is not {_SPARE} and a square",
+                       hint="is it a RAR checkpoint?")
     classes = rows - vocabulary - 2
     if classes < 1:
-        raise ArcError(f"embeddings has {rows} rows, too few for {vocabulary} codes and classes")
+        raise ArcError(f"embeddings has {rows} rows, too few for {vocabulary} codes and classes",
+                       hint="is it a RAR checkpoint?")
     steps = sized(t, "timesteps_embeddings", 3)[1]
     if steps < n + 1:
-        raise ArcError(f"timesteps_embeddings has {steps} rows for {n + 1} slots")
+        raise ArcError(f"timesteps_embeddings has {steps} rows for {n + 1} slots",
+                       hint="is it a RAR checkpoint?")
     return Config(dim, layers, dim // head, hidden, vocabulary, classes, isqrt(n), steps)
 
 

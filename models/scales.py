@@ -33,7 +33,8 @@ def sides(value: Any, name: str = "patch_nums") -> tuple[int, ...]:
         raise ArcError(f"option {name} must list grid sides from 1 to {MOST}, got {value!r}",
                        hint=f"for example {name}=1,2,3,4,5,6,8,10,13,16")
     if any(a > b for a, b in pairwise(found)):
-        raise ArcError(f"option {name} must not shrink, got {','.join(map(str, found))}")
+        raise ArcError(f"option {name} must not shrink, got {','.join(map(str, found))}",
+                       hint="list the sides from coarse to fine")
     return found
 
 

@@ -196,11 +196,12 @@ def config(folder: Path) -> Config:
     count = _size(said, "relative_attention_num_buckets", 32)
     distance = _size(said, "relative_attention_max_distance", 128)
     if count % 4 or distance <= count // 4:
-        raise ArcError(f"{folder}: {count} buckets for distances up to {distance} are impossible")
+        raise ArcError(f"{folder}: {count} buckets for distances up to {distance} are impossible",
+                       hint="is its config.json that of a T5?")
     eps, end = said.get("layer_norm_epsilon", 1e-6), said.get("eos_token_id", 1)
     if not isinstance(eps, float) or not 0 < eps < 1 or type(end) is not int or end < 0:
         raise ArcError(f"{folder}: impossible layer_norm_epsilon {quote(eps)} or eos_token_id "
-                       f"{quote(end)}")
+                       f"{quote(end)}", hint="is its config.json that of a T5?")
     return Config(*sizes, FORWARD[forward], count, distance, eps, end)
 
 
@@ -224,7 +225,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     with outside(path):
         value = json.loads(contained(path, folder.resolve()).read_bytes())
     if not isinstance(value, dict):
-        raise ArcError(f"{path} is not a JSON object")
+        raise ArcError(f"{path} is not a JSON object", hint="download it again")
     return value
 
 
@@ -247,5 +248,5 @@ def _tokenizer(folder: Path) -> Path:
                        hint="save it: transformers.AutoTokenizer.from_pretrained(DIR)"
                             ".save_pretrained(DIR)")
     if not isinstance(_json(folder, TOKENIZER).get("model"), dict):
-        raise ArcError(f"{folder / TOKENIZER} describes no tokenizer")
+        raise ArcError(f"{folder / TOKENIZER} describes no tokenizer", hint="download it again")
     return folder / TOKENIZER

@@ -254,9 +254,7 @@ def config(source: Source, options: Options) -> Config:
         raise ArcError(f"{positions} tokens are not a square of {CELLS} x {CELLS} cells",
                        hint="is it an xAR checkpoint?")
     steps = told(source, "flow_steps") or EVALUATED.get(dim, (0, 50))[1]
-    steps = positive(options, "flow_steps", steps, "the number of flow steps")
-    if steps > TRAINED:
-        raise ArcError(f"flow_steps={steps} is more than {TRAINED}")
+    steps = positive(options, "flow_steps", steps, "the number of flow steps", TRAINED)
     hidden = shape(t, "encoder_blocks.0.mlp.fc1_g.weight", 2)[0]
     return Config(dim, count(t, "encoder_blocks."), count(t, "decoder_blocks."),
                   heads(source, options, dim), hidden, classes - 1,

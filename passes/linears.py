@@ -19,8 +19,6 @@ from arcompile.program import Program
 from arcompile.rewrite import Miss
 from arcompile.weights import Array, Store, Weights
 
-SMALL = 4096  # weights with fewer numbers are not worth a kernel of their own
-
 
 @dataclass(frozen=True)
 class Form:
@@ -73,8 +71,9 @@ def distance(x: Array, y: Array) -> float:
 
 @dataclass(frozen=True)
 class Use:
-    """A node that reads a weight, and the graph it stands in."""
+    """A node that reads a weight, and where it stands."""
 
+    program: Program
     graph: Graph
     node: Node
 
@@ -85,7 +84,8 @@ class Quantise(Pass):
 
     bound: the largest relative error of a weight; those beyond it stay as they are, and at 0 all
     do. embeddings, head, decoder: whether those are quantised too (the decoder with whatever only
-    runs after the last step). skip: names of weights that stay, with * and ?, apart by spaces.
+    runs after the last step). least: the fewest numbers of a matrix that is worth it. skip: names
+    of weights that stay, with * and ?, apart by spaces.
     """
 
     keeps: ClassVar[Keeps] = "quality"
@@ -94,6 +94,7 @@ class Quantise(Pass):
     embeddings: bool = True
     head: bool = True
     decoder: bool = False
+    least: int = 4096
     skip: str = ""
 
     def form(self, w: Value, uses: list[Use]) -> Form:
@@ -101,7 +102,7 @@ class Quantise(Pass):
         raise NotImplementedError
 
     def __call__(self, p: Program) -> Program:
-        if not 0 <= self.bound:
+        if not self.bound >= 0:
             raise ArcError(f"pass {self.name}: bound must be 0 or more, got {self.bound!r}")
         folded = Fold()(p) if self.bound > 0 else p
         chosen = dict(self.choices(folded)) if self.bound > 0 else {}
@@ -119,9 +120,9 @@ class Quantise(Pass):
                 debug.log(4, f"miss {self.name} at {w.name}: {miss}")
 
     def _choice(self, w: Value, uses: list[Use], late: set[str], heads: set[str]) -> Form:
-        if w.type.dtype != "f32" or w.type.rank != 2 or w.type.size() < SMALL:
-            raise Miss(f"it is {w.type}, not a large matrix of f32")
-        if any(fnmatchcase(w.name.lstrip("@"), s.lstrip("@")) for s in self.skip.split()):
+        if w.type.dtype != "f32" or w.type.rank != 2 or w.type.size() < self.least:
+            raise Miss(f"it is {w.type}, not a matrix of {self.least} f32 numbers or more")
+        if named(w, self.skip):
             raise Miss("it is to be skipped")
         if not self.decoder and all(u.graph.name in late for u in uses):
             raise Miss("it belongs to the image decoder; decoder=True quantises that")
@@ -136,11 +137,11 @@ class Quantise(Pass):
         ops = ", ".join(dict.fromkeys(u.node.op for u in uses))
         raise Miss(f"it is read by {ops}, not as the matrix of a product alone")
 
-    def errors(self, p: Program, source: Weights) -> dict[str, tuple[str, float]]:
+    def errors(self, p: Program, source: Weights) -> dict[str, tuple[Form, float]]:
         """Of every weight that would be quantised: its form, and the relative error of that."""
         folded = Fold()(p)
         store = Store(source, folded.fold)
-        return {name: (str(form), form.error(store[name]))
+        return {name: (form, form.error(store[name]))
                 for name, form in self.choices(folded)}
 
     def prepared(self, p: Program, source: Weights) -> Pass:
@@ -150,6 +151,11 @@ class Quantise(Pass):
         found = self.errors(p, source)
         beyond = [name.lstrip("@") for name, (_, e) in found.items() if e > self.bound]
         return replace(self, skip=" ".join((*self.skip.split(), *beyond))) if beyond else self
+
+
+def named(w: Value, names: str) -> bool:
+    """Is w one of these names, apart by spaces, with * and ? in them?"""
+    return any(fnmatchcase(w.name.lstrip("@"), s.lstrip("@")) for s in names.split())
 
 
 def _looks_up(n: Node, w: Value) -> bool:
@@ -163,7 +169,7 @@ def weights_of(p: Program) -> dict[Value, list[Use]]:
     for g in p.graphs:
         for w in g.weights:
             one = by_name.setdefault(w.name, w)
-            uses = [Use(g, _as(n, w, one)) for n in g.users.get(w, ())]
+            uses = [Use(p, g, _as(n, w, one)) for n in g.users.get(w, ())]
             found.setdefault(one, []).extend(uses)
     return {w: uses for w, uses in found.items() if uses}
 

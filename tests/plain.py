@@ -89,7 +89,7 @@ def latents_are_solo(e, cond):
 
 
 def refuses(said, run):
-    """`run` raises one ArcError whose line, of no more than one, says `said`; it has a hint."""
+    """`run` raises one ArcError whose line, of no more than one, says `said`."""
     with pytest.raises(ArcError) as e:
         run()
     assert said in e.value.what, e.value.what

@@ -18,7 +18,7 @@ from arcompile.errors import ArcError
 
 if TYPE_CHECKING:
     from arcompile.runtime.engine import Engine, Output
-    from arcompile.runtime.loop import Array
+    from arcompile.runtime.loop import Array, Progress
 
 PICTURE = Path("picture.png")
 
@@ -50,6 +50,8 @@ def generate(
         help="The picture, or a contact sheet of several. [default: picture.png]")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="FILE.npy",
         help="Save the tokens, int64 [images, positions], or the latents.")] = None,
+    preview: Annotated[str | None, typer.Option("--preview", metavar="FILE.png|FILE.gif|terminal",
+        help="Show the picture while it is drawn; the result is the same.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures. The settings used are written into the PNG (text chunk `parameters`)."""
@@ -69,8 +71,7 @@ def generate(
               "top_k": int(_or(top_k, base["top_k"])),
               "top_p": _or(top_p, base["top_p"])}
     with Bars() as bars:
-        result = opened.generate(
-            cond, seed=seed, n=n, **chosen, on_step=lambda p: bars("drawing", p.step / p.steps))
+        result = _draw(opened, cond, {"seed": seed, "n": n, **chosen}, preview, bars)
     said = str(features) if features is not None else cond
     made_by = {k: opened.manifest[k] for k in ("family", "target", "dtype", "passes", "key")}
     used = {"seed": seed, "cond": said, "n": n, **chosen, "engine": made_by}
@@ -78,6 +79,24 @@ def generate(
     told = {"path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
             **used, **_told(result), "timings": {"open": ready, **result.timings}}
     print_json(told) if as_json else _print(told)
+
+
+def _draw(engine: Engine, cond: Any, asked: Mapping[str, Any], preview: str | None,
+          bars: Bars) -> Output:
+    """Generate; a bar tells how far it is, and a preview shows it."""
+    from arcompile.cli.preview import Preview
+
+    show = Preview(preview) if preview is not None else None
+
+    def on_step(p: Progress) -> None:
+        bars("drawing", p.step / p.steps)
+        if show is not None:
+            show(p)
+
+    result = engine.generate(cond, **asked, on_step=on_step)
+    if show is not None:
+        show.close()
+    return result
 
 
 def _told(result: Output) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from arcompile.errors import ArcError
 from arcompile.program import Program
 from arcompile.program_text import from_data
 from arcompile.runtime import bundle, request
+from arcompile.runtime.image import to_uint8
 from arcompile.runtime.loop import Array, Loop, OnStep, Request
 from arcompile.target import TARGETS
 
@@ -90,8 +91,9 @@ class Engine:
         by the program's input names. seed (64 bits), guidance, temperature, top_k and top_p take
         a number or one per image; guidance is what the family's authors call the CFG scale (None:
         the engine's default); temperature 0 is argmax. guidance_interval: guide only that many
-        steps after the first token. on_step sees a Progress after each step. `given` replaces
-        random draws by name (see `draws` in the program), for repeatable comparisons.
+        steps after the first token. on_step sees a Progress after each step, whose pixels() are the
+        picture so far; where it returns False, the picture stays as it is. `given` replaces random
+        draws by name (see `draws` in the program), for repeatable comparisons.
         """
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
                          top_p, given)
@@ -149,12 +151,6 @@ class Engine:
 
     def _loop(self, q: Request) -> Loop:
         return Loop(self.program, self.models.runner(), q, self.manifest["vocabulary"])
-
-
-def to_uint8(pixels: Array) -> Array:
-    """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
-    scaled = np.clip((pixels.transpose(0, 2, 3, 1) + 1) * 127.5, 0, 255)
-    return np.rint(scaled).astype(np.uint8)
 
 
 def load(folder: str | Path, *, threads: int = 0, check: bool = True) -> Engine:

@@ -14,6 +14,12 @@ from arcompile.errors import ArcError
 Array = np.ndarray[Any, Any]
 
 
+def to_uint8(pixels: Array) -> Array:
+    """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
+    scaled = np.clip((pixels.transpose(0, 2, 3, 1) + 1) * 127.5, 0, 255)
+    return np.rint(scaled).astype(np.uint8)
+
+
 def sheet(images: Array, gap: int = 2) -> Array:
     """uint8 [B,H,W,3] -> one uint8 picture [h,w,3], in rows of about sqrt(B)."""
     b, h, w, _ = images.shape

@@ -16,6 +16,7 @@ from arcompile.ir import Type, bind
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Call, Program, Step
 from arcompile.runtime import rng
+from arcompile.runtime.preview import filled, partial
 from arcompile.runtime.window import Window
 
 Array = np.ndarray[Any, Any]
@@ -64,11 +65,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Progress:
-    """What on_step sees after each step: tokens committed so far (-1 elsewhere)."""
+    """What on_step sees after each step: tokens committed so far (-1 elsewhere).
+
+    pixels() decodes them, f32 [b,3,H,W]; looking changes nothing that is drawn later.
+    """
 
     step: int
     steps: int
     tokens: Array
+    pixels: Callable[[], Array] = field(repr=False)
 
 
 @dataclass
@@ -124,7 +129,7 @@ class Loop:
         return scales.astype(np.float32)
 
     def run(self, on_step: OnStep | None = None, finish: bool = True) -> Result:
-        """Raises ArcError; leaves nothing behind."""
+        """Raises ArcError; leaves nothing behind. Stops early when on_step says False."""
         clock, spent = time.perf_counter, []
         start = clock()
         for name, t in self.p.state:
@@ -134,14 +139,17 @@ class Loop:
             self._call(call, None)
         ready = clock()
         before = clock()
-        for here in self._steps():
+        for count in self._steps():
             spent.append(clock() - before)
-            if on_step is not None:
-                on_step(Progress(here, len(self.scales), self.tokens))
+            here = Progress(count, len(self.scales), self.tokens, lambda: partial(self))
+            if on_step is not None and on_step(here) is False:
+                break
             before = clock()
         done = clock()
         if finish and self.p.finish:
             self._forget()
+            if (self.tokens < 0).any() and self.drew:
+                self.env["tokens"] = filled(self.tokens)
             for call in self.p.finish:
                 self._call(call, None)
         end = clock()

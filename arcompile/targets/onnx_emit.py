@@ -18,6 +18,7 @@ DOMAIN = "arcompile"  # of our own ops
 DTYPES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11,
           "bf16": 16}
 Lower = Callable[["Emitter", Node, list[str]], "str | list[str]"]
+Body = Callable[..., "str | list[str]"]  # of the nodes, and of names of inputs
 LOWER: dict[str, Lower] = {}
 
 
@@ -77,7 +78,7 @@ class Nodes:
     def float(self, value: Any) -> str:
         return self.const(value, np.float32)
 
-    def kernel(self, name: str, body: Callable[..., str], *inputs: str) -> str:
+    def kernel(self, name: str, body: Body, *inputs: str) -> Any:
         """What `body(nodes, *inputs)` emits."""
         return body(self, *inputs)
 
@@ -105,21 +106,22 @@ class Emitter(Nodes):
         self.inits.append(self.onnx.numpy_helper.from_array(array, name))
         return name
 
-    def kernel(self, name: str, body: Callable[..., str], *inputs: str) -> str:
-        """An op of kernels/cpu.py with one result, which `body(nodes, *inputs)` also says in
-        standard ops: a function of the model, for runtimes that have no such kernel."""
+    def kernel(self, name: str, body: Body, *inputs: str) -> Any:
+        """An op of kernels/cpu.py, which `body(nodes, *inputs)` also says in standard ops: a
+        function of the model, for runtimes that have no such kernel."""
         if not self.kernels:
             return body(self, *inputs)
         function = self._function(name, body, len(inputs))
         if self.functions.setdefault(name, function) != function:
             return body(self, *inputs)  # a function has one meaning in a model
-        return str(self.op(name, *inputs, domain=DOMAIN))
+        return self.op(name, *inputs, domain=DOMAIN, outs=len(function.output))
 
-    def _function(self, name: str, body: Callable[..., str], inputs: int) -> Any:
+    def _function(self, name: str, body: Body, inputs: int) -> Any:
         inner, formal = Nodes(), [f"in{i}" for i in range(inputs)]
-        out = body(inner, *formal)
+        made = body(inner, *formal)
         return self.onnx.helper.make_function(
-            DOMAIN, name, formal, [out], inner.nodes, self._opsets()[:2])
+            DOMAIN, name, formal, [made] if isinstance(made, str) else made, inner.nodes,
+            self._opsets()[:2])
 
     def _opsets(self) -> list[Any]:
         versions = {"": OPSET, "com.microsoft": 1, DOMAIN: 1}

@@ -50,7 +50,7 @@ def silu(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("swiglu")
 def swiglu(e: Emitter, n: Node, x: list[str]) -> str:
-    return e.kernel("SwiGLU", _swiglu, *x) if _f32(n) else _swiglu(e, *x)
+    return str(e.kernel("SwiGLU", _swiglu, *x) if _f32(n) else _swiglu(e, *x))
 
 
 def _swiglu(e: Nodes, gate: str, x: str) -> str:
@@ -61,7 +61,7 @@ def _swiglu(e: Nodes, gate: str, x: str) -> str:
 def matmul(e: Emitter, n: Node, x: list[str]) -> str:
     w = n.args[1]
     ours = e.few and w.is_weight and w.type.rank == 2 and n.args[0].type.rank > 1 and _f32(n)
-    return e.kernel("MatMul", _matmul, *x) if ours else _matmul(e, *x)
+    return str(e.kernel("MatMul", _matmul, *x) if ours else _matmul(e, *x))
 
 
 def _matmul(e: Nodes, x: str, w: str) -> str:
@@ -263,10 +263,18 @@ def rms_norm(e: Emitter, n: Node, x: list[str]) -> str:
 @lowers("residual_norm")
 def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
     x = x if len(x) > 2 else [*x, _ones(e, n)]
+    body = partial(_residual_norm, epsilon=n.attrs["eps"])
+    if not _f32(n):
+        return body(e, *x)
+    return list(e.kernel("ResidualNorm", body, *x, e.float([n.attrs["eps"]])))
+
+
+def _residual_norm(e: Nodes, x: str, y: str, weight: str, eps: str = "", *,
+                   epsilon: float) -> list[str]:
     norm, total = e.fresh("norm"), e.fresh("sum")
     e.nodes.append(e.onnx.helper.make_node(
-        "SkipSimplifiedLayerNormalization", x, [norm, "", "", total], domain="com.microsoft",
-        name=f"{e.where}#{len(e.nodes)}", epsilon=n.attrs["eps"]))
+        "SkipSimplifiedLayerNormalization", [x, y, weight], [norm, "", "", total],
+        domain="com.microsoft", name=f"{e.where}#{len(e.nodes)}", epsilon=epsilon))
     return [norm, total]
 
 
@@ -324,7 +332,7 @@ def _column(e: Nodes, x: str) -> str:
 def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
     if n.args[0].type.dtype != "f32":
         return _filter(e, *args)
-    return e.kernel("FilterLogits", _filter, *args)
+    return str(e.kernel("FilterLogits", _filter, *args))
 
 
 def _filter(e: Nodes, x: str, temperature: str, top_k: str, top_p: str, most: str) -> str:
@@ -355,7 +363,7 @@ def draw(e: Emitter, n: Node, args: list[str]) -> str:
     size = n.args[0].type.shape[-1]
     assert isinstance(size, int)
     body = partial(_draw, size=size)
-    return e.kernel("Draw", body, *args) if _f32(n) else body(e, *args)
+    return str(e.kernel("Draw", body, *args) if _f32(n) else body(e, *args))
 
 
 def _draw(e: Nodes, x: str, noise: str, temperature: str, size: int) -> str:

@@ -13,7 +13,7 @@ from onnx import helper as h
 
 from arcompile.errors import ArcError
 from arcompile.kernels import cpu
-from arcompile.ops.nn import swiglu
+from arcompile.ops.nn import residual_norm, swiglu
 from arcompile.ops.sampling import draw, filter_logits
 
 RNG = np.random.default_rng(0)
@@ -28,6 +28,7 @@ class Lanes(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("matmul", ctypes.CFUNCTYPE(None, F32, F32, F32, I64, I64, I64, I64, I64)),
         ("swiglu", ctypes.CFUNCTYPE(None, F32, F32, F32, I64)),
+        ("residual_norm", ctypes.CFUNCTYPE(None, F32, F32, F32, F32, F32, I64, ctypes.c_float)),
         ("masses", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, I64, ctypes.c_float)),
     ]
 
@@ -80,6 +81,15 @@ def test_swiglu(lanes):
     assert np.allclose(y, swiglu(gate.astype(np.float64), x), rtol=1e-6, atol=1e-30)
 
 
+def test_residual_norm(lanes):
+    x, y, weight = RNG.standard_normal((3, 777), np.float32)
+    norm, total = np.empty((2, 777), np.float32)
+    lanes.residual_norm(at(x), at(y), at(weight), at(norm), at(total), 777, 1e-5)
+    wants = residual_norm(x.astype(np.float64), y, weight, eps=1e-5)
+    for got, want in zip((norm, total), wants, strict=True):
+        assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_masses(lanes):
     x = np.linspace(-100, 0, 1027, dtype=np.float32)
     x[::7], p = -np.inf, np.full(1027, np.nan, np.float32)
@@ -93,24 +103,35 @@ def test_masses(lanes):
 # --- through onnxruntime -------------------------------------------------------------------------
 
 
-def run(library, name, *arrays):
+def run(library, name, *arrays, outs=1):
     """One op of domain arcompile, as an engine would call it."""
     given = {f"in{i}": a for i, a in enumerate(arrays)}
-    out = T.INT64 if name == "Draw" else T.FLOAT
+    out, made = T.INT64 if name == "Draw" else T.FLOAT, [f"out{i}" for i in range(outs)]
     graph = h.make_graph(
-        [h.make_node(name, list(given), ["y"], domain="arcompile")], "g",
+        [h.make_node(name, list(given), made, domain="arcompile")], "g",
         [h.make_tensor_value_info(k, DTYPES[a.dtype.char], a.shape) for k, a in given.items()],
-        [h.make_tensor_value_info("y", out, None)])
+        [h.make_tensor_value_info(k, out, None) for k in made])
     model = h.make_model(graph, opset_imports=[h.make_opsetid("", 21),
                                                h.make_opsetid("arcompile", 1)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(library))
-    return onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, given)[0]
+    found = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, given)
+    return found[0] if outs == 1 else found
+
+
+def test_residual_norm_of_many_rows(library):
+    x, y = RNG.standard_normal((2, 2, 300, 256), np.float32)
+    weight, eps = RNG.standard_normal(256, np.float32), np.array([1e-6], np.float32)
+    wants = residual_norm(x, y, weight, eps=1e-6)
+    found = run(library, "ResidualNorm", x, y, weight, eps, outs=2)
+    for got, want in zip(found, wants, strict=True):
+        assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_matmul_of_many_axes(library):
-    x, w = RNG.standard_normal((2, 3, 300), np.float32), RNG.standard_normal((300, 4097), np.float32)
+    x = RNG.standard_normal((2, 3, 300), np.float32)
+    w = RNG.standard_normal((300, 4097), np.float32)
     assert np.abs(run(library, "MatMul", x, w) - x @ w).max() < 1e-4
 
 

@@ -1,5 +1,5 @@
 // The inner loops; ARC_ISA names the instruction set this copy is compiled for. Meanings:
-// arcompile/ops (matmul, swiglu, draw), which tests compare them with. No templates of the standard
+// arcompile/ops (matmul, swiglu, residual_norm, draw), which tests compare them with. No templates of the standard
 // library here: the linker would keep one copy of theirs for all instruction sets.
 #include "lanes.h"
 
@@ -87,6 +87,26 @@ void swiglu(const float* gate, const float* x, float* y, int64_t count) {
   for (; i < count; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * x[i];
 }
 
+// --- norm -----------------------------------------------------------------------------------------
+
+void residual_norm(const float* x, const float* y, const float* weight, float* norm, float* total,
+                   int64_t count, float eps) {
+  int64_t i = 0;
+  F32 squares = {};
+  for (; i + LANES <= count; i += LANES) {
+    const F32 s = load(x + i) + load(y + i);
+    store(total + i, s);
+    squares += s * s;
+  }
+  float square = sum(squares);
+  for (; i < count; ++i) {
+    total[i] = x[i] + y[i];
+    square += total[i] * total[i];
+  }
+  const float scale = 1.0f / std::sqrt(square / static_cast<float>(count) + eps);
+  for (i = 0; i < count; ++i) norm[i] = total[i] * scale * weight[i];
+}
+
 // --- masses -----------------------------------------------------------------------------------------
 
 float masses(const float* x, float* p, int64_t count, float peak) {
@@ -107,7 +127,7 @@ float masses(const float* x, float* p, int64_t count, float peak) {
 #define ARC_TEXT(x) #x
 #define ARC_NAME(x) ARC_TEXT(x)
 extern const Lanes table;
-const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, masses};
+const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, residual_norm, masses};
 
 }  // namespace ARC_ISA
 }  // namespace arc

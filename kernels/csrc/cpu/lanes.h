@@ -12,6 +12,9 @@ struct Lanes {
                  int64_t n0, int64_t n1);
   // y = silu(gate) * x
   void (*swiglu)(const float* gate, const float* x, float* y, int64_t count);
+  // sum = x + y; norm = sum / sqrt(mean(sum^2) + eps) * weight: one row.
+  void (*residual_norm)(const float* x, const float* y, const float* weight, float* norm,
+                        float* sum, int64_t count, float eps);
   // p = e^(x - peak), and their sum. e^-inf is 0.
   float (*masses)(const float* x, float* p, int64_t count, float peak);
 };

@@ -39,8 +39,8 @@ Tensor input(ort::Context* c, size_t i) {
   return t;
 }
 
-Tensor output(ort::Context* c, std::vector<int64_t> dims) {
-  void* data = api.data(api.output(c, 0, dims.data(), dims.size()));
+Tensor output(ort::Context* c, std::vector<int64_t> dims, size_t i = 0) {
+  void* data = api.data(api.output(c, i, dims.data(), dims.size()));
   return {std::move(dims), data};
 }
 
@@ -83,6 +83,19 @@ void swiglu(void*, ort::Context* c) {
   });
 }
 
+// x, y [..,n], weight [n], eps [1] -> norm, sum [..,n]
+void residual_norm(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), y = input(c, 1), weight = input(c, 2), eps = input(c, 3),
+               norm = output(c, x.dims), sum = output(c, x.dims, 1);
+  const int64_t n = x.dims.back(), rows = n ? x.count() / n : 0;
+  const int64_t parts = x.count() < WORTH ? 1 : cores(), step = (rows + parts - 1) / parts;
+  each(c, parts, [&](int64_t i) {
+    for (int64_t r = i * step; r < std::min((i + 1) * step, rows); ++r)
+      lanes().residual_norm(x.f32() + r * n, y.f32() + r * n, weight.f32(), norm.f32() + r * n,
+                            sum.f32() + r * n, n, eps.f32()[0]);
+  });
+}
+
 // logits [b,c,v] and one temperature, top_k and top_p per image
 void filter(void*, ort::Context* c) {
   const Tensor x = input(c, 0), temperature = input(c, 1), top_k = input(c, 2), top_p = input(c, 3),
@@ -111,10 +124,11 @@ void draw(void*, ort::Context* c) {
 struct Declared : ort::Op {
   const char* title;
   std::vector<int> in;
-  int out;
+  std::vector<int> out;
 };
 
-Declared declare(const char* title, std::vector<int> in, int out, void (*compute)(void*, ort::Context*)) {
+Declared declare(const char* title, std::vector<int> in, std::vector<int> out,
+                 void (*compute)(void*, ort::Context*)) {
   ort::Op op{};
   op.version = 12;
   op.create = [](const ort::Op* o, const void*, const ort::Info*) {
@@ -125,19 +139,20 @@ Declared declare(const char* title, std::vector<int> in, int out, void (*compute
   op.provider = [](const ort::Op*) -> const char* { return nullptr; };
   op.inputs = [](const ort::Op* o) { return static_cast<const Declared*>(o)->in.size(); };
   op.input_type = [](const ort::Op* o, size_t i) { return static_cast<const Declared*>(o)->in[i]; };
-  op.outputs = [](const ort::Op*) -> size_t { return 1; };
-  op.output_type = [](const ort::Op* o, size_t) { return static_cast<const Declared*>(o)->out; };
+  op.outputs = [](const ort::Op* o) { return static_cast<const Declared*>(o)->out.size(); };
+  op.output_type = [](const ort::Op* o, size_t i) { return static_cast<const Declared*>(o)->out[i]; };
   op.input_kind = op.output_kind = [](const ort::Op*, size_t) { return 0; };  // required
   op.compute = compute;
-  return {op, title, std::move(in), out};
+  return {op, title, std::move(in), std::move(out)};
 }
 
+constexpr int F = ort::FLOAT, I = ort::INT64;
 const std::array OPS = {
-    declare("MatMul", {ort::FLOAT, ort::FLOAT}, ort::FLOAT, matmul),
-    declare("SwiGLU", {ort::FLOAT, ort::FLOAT}, ort::FLOAT, swiglu),
-    declare("FilterLogits", {ort::FLOAT, ort::FLOAT, ort::INT64, ort::FLOAT, ort::INT64}, ort::FLOAT,
-            filter),
-    declare("Draw", {ort::FLOAT, ort::FLOAT, ort::FLOAT}, ort::INT64, draw),
+    declare("MatMul", {F, F}, {F}, matmul),
+    declare("SwiGLU", {F, F}, {F}, swiglu),
+    declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
+    declare("FilterLogits", {F, F, I, F, I}, {F}, filter),
+    declare("Draw", {F, F, F}, {I}, draw),
 };
 
 }  // namespace

@@ -108,11 +108,12 @@ void arc_error_free(arc_error* e) {
 }
 
 arc_error* arc_engine_open(const char* folder, int threads, const char* ort_library,
-                           arc_engine** out) {
+                           const char* kernels, arc_engine** out) {
   return guarded([&] {
     need(folder, "folder"), need(out, "out");
     *out = nullptr;
-    arc::Engine engine = arc::Engine::open(folder, {threads, ort_library ? ort_library : ""});
+    arc::Engine engine = arc::Engine::open(
+        folder, {threads, ort_library ? ort_library : "", kernels ? kernels : ""});
     *out = new arc_engine{engine, engine.manifest(), engine.runtime(), engine.defaults()};
   });
 }
@@ -233,7 +234,9 @@ arc_error* arc_request_on_step(arc_request* r, arc_on_step call, void* user) {
     r->request.on_step = [call, user](const arc::Progress& p) {
       const arc_progress seen{p, {static_cast<std::int64_t>(p.images),
                                   static_cast<std::int64_t>(p.positions)}, {}};
-      if (call(&seen, user)) throw Cancelled{};
+      const int answer = call(&seen, user);
+      if (answer != ARC_GO_ON && answer != ARC_ENOUGH) throw Cancelled{};
+      return answer == ARC_GO_ON;
     };
   });
 }
@@ -258,7 +261,7 @@ arc_error* arc_generate(const arc_engine* e, const arc_request* r, arc_output** 
     *out = nullptr;
     arc::Output o = e->engine.generate(r->request);
     *out = new arc_output{{{"tokens", o.tokens}, {"pixels", o.pixels}, {"images", o.images},
-                           {"latents", o.latents}}, std::move(o.timings)};
+                           {"latents", o.latents}, {"rounds", o.rounds}}, std::move(o.timings)};
   });
 }
 

@@ -189,7 +189,7 @@ std::size_t count(const Shape& shape) {
   return static_cast<std::size_t>(n);
 }
 
-void bind(const std::string& name, const Type& type, const Shape& got, Sizes& sizes) {
+void measure(const std::string& name, const Type& type, const Shape& got, Sizes& sizes) {
   const auto wrong = [&] {
     return Error(name + " has shape " + shown(got) + " but is declared " + type.str());
   };

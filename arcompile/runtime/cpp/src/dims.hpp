@@ -44,6 +44,6 @@ const char* name_of(DType dtype);
 std::size_t count(const Shape& shape);
 
 // Read the symbols' sizes off an actual shape; throws where they disagree with `sizes`.
-void bind(const std::string& name, const Type& type, const Shape& got, Sizes& sizes);
+void measure(const std::string& name, const Type& type, const Shape& got, Sizes& sizes);
 
 }  // namespace arc

@@ -137,7 +137,7 @@ void Loop::prepare() {
   Sizes told;
   for (const auto& [name, value] : q_.inputs) {
     env_[slots[name]] = value;
-    bind(name, *p_.input(name), value->shape, told);
+    measure(name, *p_.input(name), value->shape, told);
   }
   sizes_ = p_.sizes(b, rows_, told);
   tokens_ = Tensor::zeros(DType::i64, {b, p_.positions});

@@ -26,17 +26,19 @@ std::string environment(const char* name) {
   return found ? found : "";
 }
 
-// <prefix>/lib/python3*/site-packages/onnxruntime/capi/libonnxruntime.*
+// <prefix>/lib/python3*/{site,dist}-packages/onnxruntime/capi/libonnxruntime.*
 void wheels(const fs::path& prefix, std::vector<std::string>& out) {
   std::error_code none;
   std::set<std::string> found;
   for (const auto& python : fs::directory_iterator(prefix / "lib", none)) {
     if (python.path().filename().string().rfind("python3", 0) != 0) continue;
-    const fs::path capi = python.path() / "site-packages" / "onnxruntime" / "capi";
-    for (const auto& file : fs::directory_iterator(capi, none)) {
-      const std::string name = file.path().filename().string();
-      const bool providers = name.rfind("libonnxruntime_providers", 0) == 0;
-      if (name.rfind("libonnxruntime", 0) == 0 && !providers) found.insert(file.path().string());
+    for (const char* packages : {"site-packages", "dist-packages"}) {
+      const fs::path capi = python.path() / packages / "onnxruntime" / "capi";
+      for (const auto& file : fs::directory_iterator(capi, none)) {
+        const std::string name = file.path().filename().string();
+        const bool providers = name.rfind("libonnxruntime_providers", 0) == 0;
+        if (name.rfind("libonnxruntime", 0) == 0 && !providers) found.insert(file.path().string());
+      }
     }
   }
   out.insert(out.end(), found.begin(), found.end());

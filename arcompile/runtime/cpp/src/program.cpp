@@ -127,7 +127,7 @@ Dim append(const Json& value) {
 }
 
 std::shared_ptr<const Work> work(const Json& run) {
-  only(run, "a step", {"times", "query", "commit", "calls", "guide", "append", "set"});
+  only(run, "a step", {"times", "query", "commit", "calls", "guide", "append", "set", "window"});
   auto out = std::make_shared<Work>();
   out->calls = calls(at(run, "calls"));
   const Json& guide = list(at(run, "guide"), "two numbers");
@@ -138,6 +138,7 @@ std::shared_ptr<const Work> work(const Json& run) {
   for (const auto& [name, value] : object(at(run, "set"), "constants").items()) {
     out->set.emplace_back(name, constant(value));
   }
+  out->window = run.contains("window") ? whole(run["window"], "window") : 0;
   return out;
 }
 
@@ -190,9 +191,11 @@ Draw draw(const Json& d) {
   Draw out;
   out.name = name;
   out.kind = word<Kind>("kind of draw " + name, text(at(d, "kind"), "word"),
-                        {{"uniform", Kind::uniform}, {"normal", Kind::normal}, {"order", Kind::order}});
+                        {{"uniform", Kind::uniform}, {"normal", Kind::normal},
+                         {"gumbel", Kind::gumbel}, {"order", Kind::order}});
   out.when = word<When>("time of draw " + name, text(at(d, "when"), "word"),
-                        {{"start", When::start}, {"step", When::step}, {"loop", When::loop}});
+                        {{"start", When::start}, {"step", When::step}, {"place", When::place},
+                         {"loop", When::loop}});
   out.width = whole(at(d, "width"), "width");
   if (out.width < 0 || out.width > kMaxPositions) {
     throw malformed("ValueError: a draw of width " + std::to_string(out.width));
@@ -273,7 +276,7 @@ Program Program::parse(const Json& data) {
   read_tables(at(data, "tables"), p);
   word<int>("mask", text(at(data, "mask"), "word"), {{"causal", 0}, {"full", 0}, {"none", 0}});
   p.accept = text(at(data, "accept"), "word");
-  word<int>("accept", p.accept, {{"all", 0}, {"confident", 0}});
+  word<int>("accept", p.accept, {{"all", 0}, {"prefix", 0}, {"confident", 0}});
   word<int>("cache", text(at(data, "cache"), "word"), {{"full", 0}});
   check(p);
   return p;

@@ -33,16 +33,19 @@ struct Work {
   std::vector<Call> calls;
   double guide[2] = {0, 1};  // guidance is guide[0] + guide[1] * what the user asked for
   Dim append;                // cache slots that the step fills
+  std::int64_t window = 0;   // positions of a round, where the step runs in rounds
   std::vector<std::pair<std::string, Constant>> set;
 };
 
 struct Step {
   std::vector<std::int64_t> query, commit;
   std::shared_ptr<const Work> work;
+  // Steps that it counts as: a position of a window is one.
+  std::size_t span() const { return work->window ? commit.size() : 1; }
 };
 
-enum class Kind { uniform, normal, order };
-enum class When { start, step, loop };
+enum class Kind { uniform, normal, gumbel, order };
+enum class When { start, step, place, loop };
 
 // Noise by name: `width` numbers a position.
 struct Draw {

@@ -34,10 +34,33 @@ void check_step(const Program& p, std::size_t i, std::vector<bool>& done, bool& 
   if (twice) throw Error("step " + std::to_string(i) + " commits a position twice");
 }
 
+void check_window(const Program& p, std::size_t i) {
+  const Step& s = p.steps[i];
+  const std::int64_t window = s.work->window;
+  const std::string who = "step " + std::to_string(i);
+  if (window > 0 && p.accept != "prefix") {
+    throw Error(who + " has a window, but the program does not accept prefixes");
+  }
+  if (window < 0 || window > static_cast<std::int64_t>(s.commit.size())) {
+    throw Error(who + " has a window of " + std::to_string(window) + " on " +
+                std::to_string(s.commit.size()) + " positions");
+  }
+  bool neighbours = !window || s.commit.size() == s.query.size();
+  for (std::size_t j = 0; window && neighbours && j < s.commit.size(); ++j) {
+    neighbours = s.commit[j] == s.query[0] + static_cast<std::int64_t>(j);
+  }
+  if (!neighbours) {
+    throw Error("the window of " + who + " moves over positions that are not neighbours");
+  }
+}
+
 void check_cover(const Program& p) {
   std::vector<bool> done(static_cast<std::size_t>(p.positions), false);
   bool outside = false;
-  for (std::size_t i = 0; i < p.steps.size(); ++i) check_step(p, i, done, outside);
+  for (std::size_t i = 0; i < p.steps.size(); ++i) {
+    check_step(p, i, done, outside);
+    check_window(p, i);
+  }
   const auto missing = std::count(done.begin(), done.end(), false);
   if (missing) {
     const auto first = std::find(done.begin(), done.end(), false) - done.begin();

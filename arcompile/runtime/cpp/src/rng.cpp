@@ -46,12 +46,20 @@ void normal(Words words, std::int64_t n, float* out) {
   }
 }
 
-void order(std::uint64_t seed, std::int64_t image, const std::vector<std::int64_t>& positions,
+// Their tail reaches 36, which f32 uniforms could not give.
+void gumbel(Words words, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const double u = (static_cast<double>(words.next() >> 11) + 0.5) * 0x1p-53;
+    out[i] = static_cast<float>(-std::log(-std::log(u)));
+  }
+}
+
+void order(std::uint64_t seed, std::int64_t image, const std::int64_t* at, std::size_t c,
            std::uint64_t which, std::int64_t* out) {
   std::vector<std::uint64_t> keys;
-  for (const std::int64_t at : positions) keys.push_back(Words(seed, image, at, which).next());
-  std::iota(out, out + positions.size(), 0);
-  std::stable_sort(out, out + positions.size(), [&](std::int64_t a, std::int64_t b) {
+  for (std::size_t i = 0; i < c; ++i) keys.push_back(Words(seed, image, at[i], which).next());
+  std::iota(out, out + c, 0);
+  std::stable_sort(out, out + c, [&](std::int64_t a, std::int64_t b) {
     return keys[static_cast<std::size_t>(a)] < keys[static_cast<std::size_t>(b)];
   });
 }
@@ -71,15 +79,17 @@ void philox(const std::uint64_t counter[4], std::uint64_t seed, std::uint32_t ou
   out[2] = static_cast<std::uint32_t>(c2), out[3] = static_cast<std::uint32_t>(c3);
 }
 
-Type type_of(const Draw& d, std::size_t images, std::size_t positions) {
-  const Dim b = static_cast<std::int64_t>(images), c = static_cast<std::int64_t>(positions);
-  if (d.kind == Kind::order) return {DType::i64, {b, c}};
-  return {DType::f32, {b, c, d.width}};
+Ref room(const Draw& d, std::size_t images, std::size_t positions) {
+  Shape shape{static_cast<std::int64_t>(images), static_cast<std::int64_t>(positions)};
+  if (d.kind != Kind::order) shape.push_back(d.width);
+  Ref out = Tensor::zeros(d.kind == Kind::order ? DType::i64 : DType::f32, std::move(shape));
+  out->lent = true;
+  return out;
 }
 
 void draw(const Draw& d, std::size_t index, const std::vector<std::uint64_t>& seeds,
-          const std::vector<std::int64_t>& images, const std::vector<std::int64_t>& positions,
-          std::int64_t turn, Tensor& out) {
+          const std::vector<std::int64_t>& images, const Places& places, std::int64_t turn,
+          Tensor& out) {
   if (turn < 0 || turn >= kMaxTurns) {
     throw Error("a loop of " + std::to_string(turn) + " rows is too long for its noise");
   }
@@ -87,13 +97,17 @@ void draw(const Draw& d, std::size_t index, const std::vector<std::uint64_t>& se
   float* to = out.as<float>();
   for (std::size_t i = 0; i < seeds.size(); ++i) {
     if (d.kind == Kind::order) {
-      order(seeds[i], images[i], positions, which, out.as<std::int64_t>() + i * positions.size());
+      order(seeds[i], images[i], places.of(i), places.c, which,
+            out.as<std::int64_t>() + i * places.c);
       continue;
     }
-    for (const std::int64_t at : positions) {
-      const Words words(seeds[i], images[i], at, which);
-      d.kind == Kind::uniform ? uniform(words, d.width, to) : normal(words, d.width, to);
-      to += d.width;
+    for (std::size_t j = 0; j < places.c; ++j, to += d.width) {
+      const Words words(seeds[i], images[i], places.of(i)[j], which);
+      switch (d.kind) {
+        case Kind::uniform: uniform(words, d.width, to); break;
+        case Kind::normal: normal(words, d.width, to); break;
+        default: gumbel(words, d.width, to);
+      }
     }
   }
 }

@@ -168,7 +168,7 @@ Sizes Bound::sizes() const {
   Sizes found;
   for (std::size_t i = 0; i < last_.size(); ++i) {
     const Port& p = s_.inputs()[i];
-    if (p.type.symbolic()) bind(p.name, p.type, last_[i]->shape, found);
+    if (p.type.symbolic()) measure(p.name, p.type, last_[i]->shape, found);
   }
   return found;
 }

@@ -51,9 +51,10 @@ ARC_API int arc_error_code(const arc_error* error);
 ARC_API void arc_error_free(arc_error* error);
 
 /* --- engines --- */
-/* threads: of one session, 0 for one per core; ort_library: a file, or NULL to look for it. */
+/* threads: of one session, 0 for one per core; ort_library: a file, or NULL to look for it;
+ * kernels: the CPU kernels' file, "off" for none, or NULL to look for them. */
 ARC_API arc_error* arc_engine_open(const char* folder, int threads, const char* ort_library,
-                                   arc_engine** out);
+                                   const char* kernels, arc_engine** out);
 ARC_API void arc_engine_free(arc_engine* engine);
 ARC_API const char* arc_engine_family(const arc_engine* engine);
 ARC_API const char* arc_engine_manifest(const arc_engine* engine); /* JSON */
@@ -81,7 +82,9 @@ ARC_API arc_error* arc_request_copies(arc_request* r, int64_t n); /* images of e
 ARC_API arc_error* arc_request_guidance_interval(arc_request* r, int64_t steps);
 ARC_API arc_error* arc_request_given(arc_request* r, const char* draw, arc_tensor noise);
 ARC_API arc_error* arc_request_stop(arc_request* r, const arc_stop* stop);
-/* Called after each step, on the thread that called; what it returns but 0 cancels the run. */
+/* Called after each step, on the thread that called. It returns ARC_GO_ON, ARC_ENOUGH where the
+ * picture shall stay as it is, or ARC_CANCEL. */
+enum { ARC_GO_ON = 0, ARC_ENOUGH = 1, ARC_CANCEL = 2 };
 typedef int (*arc_on_step)(const arc_progress* progress, void* user);
 ARC_API arc_error* arc_request_on_step(arc_request* r, arc_on_step call, void* user);
 
@@ -100,7 +103,7 @@ ARC_API arc_error* arc_logits(const arc_engine* engine, const arc_request* reque
                               arc_tensor tokens, arc_output** out);
 ARC_API arc_error* arc_encode(const arc_engine* engine, arc_tensor pixels, arc_output** out);
 ARC_API void arc_output_free(arc_output* output);
-/* name: "tokens", "pixels", "images", "latents", "conditional", "unconditional". data is NULL and
+/* name: "tokens", "pixels", "images", "latents", "rounds", "conditional", "unconditional". data is NULL and
  * rank 0 where the output has no such tensor. */
 ARC_API arc_tensor arc_output_tensor(const arc_output* output, const char* name);
 ARC_API arc_timings arc_output_timings(const arc_output* output);

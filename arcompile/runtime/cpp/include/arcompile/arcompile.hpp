@@ -89,8 +89,9 @@ class ARC_API Stop {
 // What on_step sees after each step; valid during the call.
 struct Progress {
   std::size_t step, steps, images, positions;
-  const std::int64_t* tokens;           // [images, positions], -1 where nothing is committed yet
-  std::function<Array()> preview;       // decodes what there is: u8 [images,H,W,3]; costs a finish
+  const std::int64_t* tokens;      // [images, positions], -1 where nothing is committed yet
+  // The picture so far, u8 [images,H,W,3]; costs a decoding, and changes nothing drawn later.
+  std::function<Array()> preview;
 };
 
 using Classes = std::vector<std::int64_t>;
@@ -110,7 +111,8 @@ struct Request {
   std::vector<double> top_k{0.0};
   std::vector<double> top_p{1.0};
   Inputs given{};                     // noise in place of draws, by name: f32 [B,N,width]
-  std::function<void(const Progress&)> on_step{};  // what it throws ends the run and passes through
+  // Where it returns false, the picture stays as it is; what it throws passes through.
+  std::function<bool(const Progress&)> on_step{};
   std::optional<Stop> stop{};
 };
 
@@ -122,9 +124,10 @@ struct Timings {
 
 // B pictures. tokens i64 [B,N]; pixels f32 [B,3,H,W], nominally in [-1,1], and images u8 [B,H,W,3]
 // (both empty without a decoder); latents f32 [B,N,C] of families that draw no tokens, whose
-// `tokens` are [B,0].
+// `tokens` are [B,0]; rounds i64 [rounds,B] of engines that draft: the positions each picture
+// committed in each round.
 struct Output {
-  Array tokens, pixels, images, latents;
+  Array tokens, pixels, images, latents, rounds;
   Timings timings;
 };
 
@@ -137,6 +140,9 @@ struct Plan {
 struct Options {
   int threads = 0;           // of one session; 0: one per core this process may use
   std::string ort_library{};  // path; else ARC_ORT_LIBRARY, the wheel's own file, the system
+  // Path of the CPU kernels, libarcompile_ops.so; else ARC_KERNELS, else the file next to this
+  // library. "off" for none: engines run without, slower.
+  std::string kernels{};
 };
 
 class ARC_API Engine {
