@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arcompile.errors import ArcError, did_you_mean
-from arcompile.ir import Builder, Graph, Value, dce, merge
+from arcompile.ir import Builder, Graph, Value, merge
 from arcompile.program import Call, Draw, Program, Step
+from arcompile.raster import bare, check, square
 
 GUESSES = ("repeat", "above", "copy")
 
@@ -23,7 +24,7 @@ GUESSES = ("repeat", "above", "copy")
 @dataclass(frozen=True)
 class Tested:
     """What a method may look at: laws p and q f32[b,c,V], the drafts i64[b,c] and what they have
-    there, p_x and q_x f32[b,c]."""
+    there, p_x and q_x f32[b,c]; done i64[b]: slots that are committed already."""
 
     b: Builder
     p: Value
@@ -31,6 +32,7 @@ class Tested:
     draft: Value
     p_x: Value
     q_x: Value
+    done: Value
 
 
 @dataclass(frozen=True)
@@ -91,55 +93,15 @@ def _rounds(p: Program, window: int, graphs: tuple[Graph, ...],
     return replace(p, graphs=(*kept, *graphs), steps=steps, draws=draws, accept="prefix")
 
 
-def bare(step: Graph) -> Graph:
-    """A step up to its logits, whatever it drew from them."""
-    own = tuple((k, v) for k, v in step.results if k != "token")
-    g = dce(replace(step, results=own))
-    read = {a for n in g.nodes for a in n.args} | {v for _, v in own}
-    return replace(g, params=tuple(v for v in g.params if v in read))
-
-
-# --- what can be speculated on -------------------------------------------------------------------
-
-
 def _check(p: Program, name: str, window: int, guess: str) -> None:
     if guess not in GUESSES:
         raise ArcError(f"pass {name} has no guess {guess!r}", hint=did_you_mean(guess, GUESSES))
-    if p.accept != "all":
-        raise ArcError(f"pass {name} needs a plain program, and {p.name} is drafted already",
-                       hint="give one method of decoding")
-    for i, s in enumerate(p.steps):
-        if why := _unfit(p, i, s):
-            raise ArcError(f"pass {name} needs a raster program, but step {i} of {p.name} {why}",
-                           hint="`arcompile list models` tells the order of each family")
+    check(p, name)
     if not 1 <= window < p.positions:
         raise ArcError(f"a window of {window} positions in an image of {p.positions}",
                        hint=f"give 1 (plain decoding) to {p.positions - 1}")
-    if guess == "above" and math.isqrt(p.positions) ** 2 != p.positions:
-        raise ArcError(f"no row lies above another in {p.positions} positions",
-                       hint="guess='repeat'")
-
-
-def _unfit(p: Program, i: int, s: Step) -> str:
-    """Why a step is not one of `step, sample, feed` on the next position; "" if it is."""
-    names = [c.graph for c in s.calls]
-    step = p.graph(names[0]) if names else None
-    logits = step.result("logits") if step else None
-    chain = [names[0], *([] if step and step.result("token") else ["sample"]), "feed"]
-    for wrong, why in (
-        (s.query != (i,) or s.commit != (i,), f"commits {len(s.commit)} positions of its own"),
-        (logits is None, "makes no logits"),
-        (i and names[0] != p.steps[0].calls[0].graph, f"runs {names[0]}"),
-        (names not in (chain, chain[:-1]), f"calls {' '.join(names)}"),
-        (any(c.loop or c.each for c in s.calls), "calls in a loop"),
-        (s.set or s.guide != p.steps[0].guide, "has constants or guidance of its own"),
-        (i and s.append != 1, f"appends {s.append} slots"),
-        (i and any(v.name == "past" for v in p.graph("feed").params), "feeds by the slot"),
-        (logits is not None and logits.type.shape[1] != "c", "makes logits of one slot only"),
-    ):
-        if wrong:
-            return why
-    return ""
+    if guess == "above":
+        square(p, name)
 
 
 # --- graphs --------------------------------------------------------------------------------------
@@ -174,7 +136,7 @@ def verify_graph(vocabulary: int, method: Method) -> Graph:
     done = b.param("done", "i64[b]")
     at = b.reshape(draft, shape=("b", "c", 1))
     p_x, q_x = (b.reshape(b.take_along(x, at, axis=2), shape=("b", "c")) for x in (p, q))
-    t = Tested(b, p, q, draft, p_x, q_x)
+    t = Tested(b, p, q, draft, p_x, q_x, done)
     more: list[Any] = []
     if method.coupling == "gumbel":
         more = [b.param("gumbel", f"f32[b,c,{vocabulary}]")]

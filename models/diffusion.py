@@ -61,6 +61,22 @@ def cosine_betas(total: int = TRAINED, most: float = 0.999) -> np.ndarray:
     return np.array([min(1 - b / a, most) for a, b in pairwise(left)])
 
 
+ANNEALING = ("linear", "cosine", "two-stage")
+
+
+def annealed(high: int, low: int, kind: str, count: int) -> list[int]:
+    """Denoising steps of each of `count` iterations, from `high` to `low`: early tokens need more.
+
+    DiSA, https://arxiv.org/abs/2505.20297. `two-stage` is `high` for the first half, then `low`.
+    """
+    def share(k: int) -> float:
+        if kind == "cosine":
+            return (math.cos(math.pi * k / max(count - 1, 1)) + 1) / 2
+        return float(k < count / 2) if kind == "two-stage" else (count - 1 - k) / max(count - 1, 1)
+
+    return [math.floor(share(k) * (high - low) + 1e-9) + low for k in range(count)]
+
+
 # What one denoising step needs to know of its time.
 COLUMNS = ("x0_x", "x0_eps", "mean_x0", "mean_x", "log_most", "log_least", "noisy")
 
@@ -82,6 +98,25 @@ def ddpm(n: int) -> np.ndarray:
         np.log(np.append(variance[1], variance[1:])), np.arange(n) > 0,
     )
     return np.stack(made, 1)[::-1].astype(np.float32)
+
+
+def schedules(steps: Sequence[int]) -> np.ndarray:
+    """The tables of several numbers of steps, one below the other."""
+    return np.concatenate([ddpm(n) for n in steps])
+
+
+def waves(steps: Sequence[int]) -> np.ndarray:
+    """The sinusoids of the times that they visit, likewise."""
+    return sinusoid([t for n in steps for t in respaced(n)[::-1]])
+
+
+def loops(steps: Sequence[int]) -> dict[int, tuple[int, ...]]:
+    """The rows of each number of steps in those tables."""
+    at, found = 0, {}
+    for n in steps:
+        found[n] = tuple(range(at, at + n))
+        at += n
+    return found
 
 
 def denoise(row: Tensor, x: Tensor, eps: Tensor, share: Tensor, noise: Tensor,

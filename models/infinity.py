@@ -41,7 +41,7 @@ SIZES = {
     "layer48": (3360, 48, 28, 4, 32),
 }
 IGNORE = ("lvl_1L", "attn_bias_for_masking", "*isible_kvlen", "*isible_qlen")  # of training
-VAE_IGNORE = ("quantizer.lfq.mask", "quantize.lfq.mask", "encoder.*")
+VAE_IGNORE = ("quantizer.lfq.mask", "quantize.lfq.mask")
 _INNER = re.compile(r"((?:conv|norm)\w+|nin_shortcut|sample\.conv)\.(?:conv|norm)\.(weight|bias)$")
 
 
@@ -144,13 +144,16 @@ class Transformer(nn.Module):
         return {"logits": arc.tail(y.unflatten(-1, (self.c.bits, 2)).flatten(1, 2), noise), **out}
 
 
-class Decoder(nn.Module):
+class VAE(nn.Module):
     """Codes are summed bits of +-1/sqrt(channels); there is no learned codebook."""
 
-    def __init__(self, plan: ldm.Plan):
+    def __init__(self, encoder: ldm.Plan | None, decoder: ldm.Plan):
         super().__init__()
-        self.factor, self.width = plan.factor, plan.ends[0]
-        self.decoder = ldm.Decoder(plan)
+        self.factor, self.width = decoder.factor, decoder.ends[0]
+        self.decoder = ldm.Decoder(decoder)
+        self.has_encoder = encoder is not None
+        if encoder is not None:
+            self.encoder = ldm.Encoder(encoder)
 
     def decode(self, f_hat: Tensor) -> dict[str, Tensor]:
         """f_hat f32[b,d,H,W] -> pixels f32[b,3,H*f,W*f], about [-1,1]."""
@@ -161,7 +164,7 @@ _FEED = ("gpt.word_embed", "gpt.lvl_embed")
 
 
 class Net(nn.Module):
-    def __init__(self, c: Config, vae: Decoder | None):
+    def __init__(self, c: Config, vae: VAE | None):
         super().__init__()
         self.c, self.gpt = c, Transformer(c)
         if vae is not None:
@@ -180,12 +183,25 @@ class Net(nn.Module):
 
     def input(self, f_hat: Tensor, scale: int) -> Tensor:
         """The latent, resized to a scale -> [b,cells,dim]."""
-        z = arc.resize(f_hat, *self.c.grid(scale), "bilinear")
-        if self.c.patchify:  # [b, d, 2h, 2w] -> [b, d*2*2, h, w]
-            h, w = self.c.scales[scale]
-            z = z.unflatten(3, (w, 2)).unflatten(2, (h, 2)).permute(0, 1, 3, 5, 2, 4)
-            z = z.flatten(1, 3)
+        z = self.patches(arc.resize(f_hat, *self.c.grid(scale), "bilinear"), scale)
         return self.gpt.word_embed(cells(z)) + self.gpt.lvl_embed.weight[scale]
+
+    def patches(self, z: Tensor, scale: int) -> Tensor:
+        """Of the decoder's cells of a scale, the transformer's: [b,d,2h,2w] -> [b,d*2*2,h,w]."""
+        if not self.c.patchify:
+            return z
+        h, w = self.c.scales[scale]
+        z = z.unflatten(3, (w, 2)).unflatten(2, (h, 2)).permute(0, 1, 3, 5, 2, 4)
+        return z.flatten(1, 3)
+
+    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
+        """pixels f32[b,3,H,W] in [-1,1] -> bits of all scales i64[b,N]."""
+        rest, found, last = self.vae.encoder(pixels), [], len(self.c.scales) - 1
+        for scale in range(last + 1):
+            z = rest if scale == last else arc.resize(rest, *self.c.grid(scale), "area")
+            found.append((cells(self.patches(z, scale)) > 0).long().flatten(1))
+            rest = rest - self.map(found[-1], scale)
+        return {"tokens": torch.cat(found, 1)}
 
     def feed(self, scale: int) -> Callable[..., dict[str, Tensor]]:
         """The graph after a scale's draw: add its map; the next scale's input, if there is one."""
@@ -236,24 +252,24 @@ class Infinity(Family):
             mult, d = (mult, bits) if bits != 56 else (mult[:-1], 14)
         with torch.device("meta"):
             own = state(Transformer(c), skip=("rope.",))
-            vae = state(Decoder(ldm.decoder_plan((d, 3), ch, mult, 3)))
+            vae = state(VAE(ldm.encoder_plan((3, d), ch, mult, 2),
+                            ldm.decoder_plan((d, 3), ch, mult, 3)))
         return Source(weights(own, seed), weights(vae, seed))
 
     def model(self, source: Source, options: Options) -> Model:
         t, decoder = source.tensors, _plain(source.decoder)
-        plan = None if decoder is None else ldm.read_plan(
-            {k: decoder.shape(k) for k in decoder}, "decoder")
-        c = config(t, options, plan)
         with torch.device("meta"):
-            net = Net(c, None if plan is None else Decoder(plan))
+            vae = None if decoder is None else tokenizer(decoder)
+            c = config(t, options, vae)
+            net = Net(c, vae)
         match(t, state(net.gpt, skip=("rope.",)), ignore=IGNORE, what="Infinity")
         if decoder is not None:
             match(decoder, state(net.vae), ignore=VAE_IGNORE, what="Infinity's tokenizer")
         bound = bind({"gpt.": t, "vae.": decoder or {}}, state(net, skip=("gpt.rope.",)))
         tables = {f"@gpt.rope.{k}": (lambda a=v: a)
                   for k, v in rope(c.scales, c.dim // c.heads).items()}
-        made = Model(net, entries(net, c), program(c, plan is not None), bound.plus(tables),
-                     info(c, plan), defaults={"guidance": 3.0, "temperature": 1.0 if c.patchify
+        made = Model(net, entries(net, c), program(c, vae is not None), bound.plus(tables),
+                     info(c, vae), defaults={"guidance": 3.0, "temperature": 1.0 if c.patchify
                                               else 0.5, "top_p": 0.97})
         return t5.with_text(made, options, width=c.text, tokens=c.null, pad="right", clean=False)
 
@@ -268,7 +284,13 @@ def _plain(t: Tensors | None) -> Tensors | None:
     return t and Tensors(t.source, {_INNER.sub(r"\1.\2", k): e for k, e in t.items()})
 
 
-def config(t: Tensors, options: Options, plan: ldm.Plan | None) -> Config:
+def tokenizer(t: Tensors) -> VAE:
+    shapes = {k: t.shape(k) for k in t}
+    encoder = ldm.read_plan(shapes, "encoder") if "encoder.conv_in.weight" in t else None
+    return VAE(encoder, ldm.read_plan(shapes, "decoder"))
+
+
+def config(t: Tensors, options: Options, vae: VAE | None) -> Config:
     """Every size from the tensors; the schedule from the options."""
     expect(t, {"cfg_uncond": 2, "word_embed.weight": 2, "text_proj_for_sos.ca.mat_q": 3,
                "lvl_embed.weight": 2}, "Infinity")
@@ -288,19 +310,19 @@ def config(t: Tensors, options: Options, plan: ldm.Plan | None) -> Config:
     return Config(
         dim, layers, n, t.shape(f"{first}.0.ffn.fc1.weight")[0], chunks, bits,
         t.shape("cfg_uncond")[1], t.shape("cfg_uncond")[0],
-        t.shape("text_proj_for_sos.ca.mat_q")[1], found, patchify(bits, plan, options),
+        t.shape("text_proj_for_sos.ca.mat_q")[1], found, patchify(bits, vae, options),
     )
 
 
-def patchify(bits: int, plan: ldm.Plan | None, options: Options) -> bool:
+def patchify(bits: int, vae: VAE | None, options: Options) -> bool:
     """Does the decoder have a quarter of the transformer's channels?"""
-    told = plan is not None and 4 * plan.ends[0] == bits
+    told = vae is not None and 4 * vae.width == bits
     found = options.get("patchify", told)
     if not isinstance(found, bool):
         raise ArcError(f"option patchify must be true or false, got {found!r}",
                        hint="leave it out: the decoder tells")
-    if plan is not None and plan.ends[0] * (4 if found else 1) != bits:
-        raise ArcError(f"the decoder takes {plan.ends[0]} channels, but the transformer draws "
+    if vae is not None and vae.width * (4 if found else 1) != bits:
+        raise ArcError(f"the decoder takes {vae.width} channels, but the transformer draws "
                        f"{bits} bits a cell" + (" of 2x2" if found else ""),
                        hint="give the VAE this checkpoint was trained with")
     if found and bits % 4:
@@ -326,6 +348,9 @@ def entries(net: Net, c: Config) -> list[Entry]:
     ]
     if hasattr(net, "vae"):
         found.append(Entry("decode", net.vae.decode, {"f_hat": f_hat}))
+        if net.vae.has_encoder:
+            px = ",".join(str(n * net.vae.factor) for n in (h, w))
+            found.append(Entry("encode", view(net, "vae.encoder").encode, {"pixels": f"f32[b,3,{px}]"}))
     return found
 
 
@@ -355,12 +380,12 @@ def program(c: Config, decodes: bool) -> Program:
     )
 
 
-def info(c: Config, plan: ldm.Plan | None) -> dict[str, Any]:
+def info(c: Config, vae: VAE | None) -> dict[str, Any]:
     size = next((k for k, v in SIZES.items() if v[:3] == (c.dim, c.layers, c.heads)), "custom")
     found = {"dim": c.dim, "layers": c.layers, "heads": c.heads, "vocabulary": 2, "bits": c.bits,
              "scales": [list(s) for s in c.scales], "size": size,
              "caption": [c.null, c.text]}
-    if plan is not None:
-        h, w = (n * plan.factor for n in c.grid(len(c.scales) - 1))
+    if vae is not None:
+        h, w = (n * vae.factor for n in c.grid(len(c.scales) - 1))
         found["pixels"] = h if h == w else [h, w]
     return found

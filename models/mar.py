@@ -22,7 +22,8 @@ from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models import kl
-from arcompile.models.diffusion import COLUMNS, TRAINED, AdaMLP, ddpm, denoise, respaced, sinusoid
+from arcompile.models.diffusion import COLUMNS, AdaMLP, annealed, denoise, loops, schedules, waves
+from arcompile.models.mar_schedule import sampling, unknown
 from arcompile.models.parts import bind, count, shape, state, told
 from arcompile.models.random import weights
 from arcompile.program import Call, Draw, Program, Step, masked
@@ -34,7 +35,6 @@ SIZES = {
     "huge": (1280, 20, 16, 12, 1536),
 }
 GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}  # what the authors evaluate with
-SCHEDULES = ("linear", "constant")
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Config:
     depth: int
     iterations: int = 64
     steps: int = 100  # of denoising
+    least: int = 0  # of the last iteration, if fewer
+    annealing: str = "linear"
     schedule: str = "linear"
 
     @property
@@ -61,6 +63,15 @@ class Config:
     @property
     def slots(self) -> int:
         return self.buffer + self.positions
+
+    @property
+    def denoising(self) -> list[int]:
+        """Denoising steps of each iteration."""
+        return annealed(self.steps, self.least or self.steps, self.annealing, self.iterations)
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted(set(self.denoising), reverse=True)
 
 
 class Attention(nn.Module):
@@ -112,8 +123,8 @@ class Head(nn.Module):
 
     def __init__(self, c: Config):
         super().__init__()
-        self.net = AdaMLP(c.channels, c.dim, c.width, c.depth, c.steps)
-        self.register_buffer("schedule", torch.empty(c.steps, len(COLUMNS)))
+        self.net = AdaMLP(c.channels, c.dim, c.width, c.depth, sum(c.lengths))
+        self.register_buffer("schedule", torch.empty(sum(c.lengths), len(COLUMNS)))
 
     def step(self, x: Tensor, z: Tensor, turn: Tensor, image: Tensor, row: Tensor,
              null_row: Tensor, scale: Tensor, temperature: Tensor,
@@ -216,6 +227,8 @@ class Mar(Family):
         "num_heads": "attention heads; told by the shapes for published sizes",
         "num_iter": "steps that fill the image, 64 by default; the authors evaluate with 256",
         "diffusion_steps": "denoising steps for each token, 100 by default",
+        "diffusion_least": "denoising steps in the last iteration, if fewer (DiSA)",
+        "annealing": "how they fall: linear (the default), cosine or two-stage",
         "cfg_schedule": "linear (guidance grows with the share that is drawn) or constant",
     }
     containers = ("model_ema", "model", "")
@@ -271,9 +284,8 @@ def of_size(size: str) -> Config:
 
 def tables(c: Config) -> dict[str, Any]:
     """What the loop knows of its turns: the sampler's numbers and the network's times."""
-    times = respaced(c.steps)[::-1]
-    return {"@mar.diffloss.schedule": lambda: ddpm(c.steps),
-            "@mar.diffloss.net.time_embed.rows": lambda: sinusoid(times)}
+    return {"@mar.diffloss.schedule": lambda: schedules(c.lengths),
+            "@mar.diffloss.net.time_embed.rows": lambda: waves(c.lengths)}
 
 
 # --- what the checkpoint says --------------------------------------------------------------------
@@ -303,49 +315,22 @@ def config(source: Source, options: Options) -> Config:
     return replace(
         Config(dim, *layers, heads, shape(t, "encoder_blocks.0.mlp.fc1.weight", 2)[0], classes,
                channels, positions, slots - positions, width, count(t, "diffloss.net.res_blocks.")),
-        **_sampling(source, options, positions))
-
-
-def _sampling(source: Source, options: Options, positions: int) -> dict[str, Any]:
-    """How many steps, and how guidance grows: not in the tensors, and free to choose."""
-    usual = told(source, "num_iter") or min(64, positions)
-    iterations = positive(options, "num_iter", usual, "the number of steps")
-    if iterations > positions:
-        raise ArcError(f"num_iter={iterations} is more than the {positions} tokens of an image",
-                       hint="each step draws a token or more")
-    usual = told(source, "diffusion_steps") or 100
-    steps = positive(options, "diffusion_steps", usual, "the number of denoising steps")
-    if not 2 <= steps <= TRAINED:
-        raise ArcError(f"diffusion_steps={steps} is not between 2 and {TRAINED}",
-                       hint=f"{TRAINED} is what the network was trained for")
-    schedule = options.get("cfg_schedule", "linear")
-    if schedule not in SCHEDULES:
-        raise ArcError(f"no cfg_schedule {schedule!r}", hint=f"known: {', '.join(SCHEDULES)}")
-    return {"iterations": iterations, "steps": steps, "schedule": schedule}
+        **sampling(source, options, positions))
 
 
 # --- the loop ------------------------------------------------------------------------------------
 
 
-def unknown(n: int, iterations: int) -> list[int]:
-    """How many of n tokens each step leaves: a cosine, and at least one less than before."""
-    left, found = n, []
-    for i in range(iterations):
-        share = math.cos(math.pi / 2 * (i + 1) / iterations)
-        left = max(1, min(left - 1, math.floor(n * share)))
-        found.append(left)
-    return found
-
-
 def steps(c: Config) -> list[Step]:
     """The positions of a step are places in the random order. The last step takes what is left."""
-    calls = (Call("step"), Call("head", loop="ddpm"), Call("place"))
     left = unknown(c.positions, c.iterations)
     counts = [a - b for a, b in zip([c.positions, *left], [*left[:-1], 0], strict=False)]
     found = []
-    for step, after in zip(masked(c.positions, counts, calls=calls), left, strict=True):
+    for step, after, n in zip(masked(c.positions, counts), left, c.denoising, strict=True):
         share = (c.positions - after) / c.positions if c.schedule == "linear" else 1.0
-        found.append(replace(step, guide=(1 - share, share), set=(("fresh", step.commit),)))
+        calls = (Call("step"), Call("head", loop=f"ddpm{n}"), Call("place"))
+        found.append(replace(step, calls=calls, guide=(1 - share, share),
+                             set=(("fresh", step.commit),)))
     return found
 
 
@@ -358,7 +343,7 @@ def program(c: Config, decodes: bool) -> Program:
         "mar", n, tuple(steps(c)), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),) if decodes else (),
         inputs=(("cond", Type("i64", ("b",))),), state=(("latents", latents),), draws=draws,
-        tables={"ddpm": {"turn": tuple(range(c.steps))}}, mask="full",
+        tables={f"ddpm{n}": {"turn": rows} for n, rows in loops(c.lengths).items()}, mask="full",
     )
 
 
@@ -388,4 +373,6 @@ def info(c: Config, vae: kl.KL | None) -> dict[str, Any]:
              "grid": c.grid, "classes": c.classes, "channels": c.channels, "buffer": c.buffer,
              "head": [c.depth, c.width], "num_iter": c.iterations,
              "diffusion_steps": c.steps, "cfg_schedule": c.schedule}
+    if c.least not in (0, c.steps):
+        found |= {"diffusion_least": c.least, "annealing": c.annealing}
     return found | ({"pixels": c.grid * vae.factor} if vae is not None else {})

@@ -3,6 +3,7 @@
 LlamaGen with one more layer and a second head: the layer before the last tells the token to the
 right of a cell, the last layer the one below it. A cell with both neighbours known takes the mean
 of the two predictions, so that a grid of n x n takes 2n-1 steps.
+Upstream's cfg_interval counts the first token too: it is one more than our guidance_interval.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from arcompile.checkpoint import Weights as Tensors
 from arcompile.errors import ArcError
 from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family
-from arcompile.models import llamagen
+from arcompile.models import llamagen, t5
 from arcompile.models.llamagen import MORE, Config, Net, assemble, entries, hidden, info, invent
 from arcompile.program import Program, diagonals
 
@@ -85,7 +86,9 @@ class NAR(Family):
         order = [*range(c.prompt), *(c.prompt + p for p in positions(c.grid))]
         net, bound = assemble(source, c, Transformer, self.name, order)
         run = program(c, hasattr(net, "vq"))
-        return Model(net, steps_of(net, c), run, bound, info(net, c, SIZES, extra=1))
+        made = Model(net, steps_of(net, c), run, bound, info(net, c, SIZES, extra=1))
+        return t5.with_text(made, options, width=c.features, tokens=c.prompt, pad="left",
+                            clean=True)
 
 
 def positions(grid: int) -> list[int]:

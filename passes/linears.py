@@ -56,8 +56,8 @@ class Table(Form):
     def apply(self, b: Builder, n: Node, rows: dict[Value, tuple[Value, Value]]) -> Value:
         q, scale = b.quantize_channels(n.args[0], axis=0, bits=self.bits)
         found = b.cast(b.gather(q, n.args[1], axis=0), dtype="f32")
-        each = b.gather(b.reshape(scale, shape=(scale.type.shape[0], 1)), n.args[1], axis=0)
-        return b.mul(found, each)
+        each = b.gather(scale, n.args[1], axis=0)
+        return b.mul(found, b.reshape(each, shape=(*each.type.shape, 1)))
 
     def error(self, w: Array) -> float:
         q, scale = OPS["quantize_channels"].eval(w, axis=0, bits=self.bits)

@@ -99,7 +99,7 @@ class Library:
     def open(self, folder: object, threads: int = 0, library: str | None = None) -> Engine:
         out = c.c_void_p()
         self.must("arc_engine_open", str(folder).encode(), threads,
-                  (library or ort_library()).encode(), c.byref(out))
+                  (library or ort_library()).encode(), None, c.byref(out))
         return Engine(self, out)
 
 
@@ -167,7 +167,7 @@ class Engine:
         r, out = self.request(cond, **asked), c.c_void_p()
         try:
             self.lib.must("arc_generate", self.handle, r, c.byref(out))
-            return self._taken(out, "tokens", "pixels", "images", "latents")
+            return self._taken(out, "tokens", "pixels", "images", "latents", "rounds")
         finally:
             self.lib.c.arc_request_free(r)
             self.lib.c.arc_output_free(out)

@@ -15,8 +15,8 @@ FOLDERS = ("arcompile", "passes", "kernels", "models", "bench")
 LAYERS = (
     ("errors", "debug", "cache"),
     ("dims", "ir", "ops", "text"),
-    ("program", "program_text", "weights", "sampling", "speculation", "safetensors",
-     "walk"),
+    ("program", "program_text", "weights", "sampling", "raster", "speculation",
+     "safetensors", "walk"),
     ("rewrite",),
     ("registry", "pipeline", "cost", "analysis", "bisect", "checkpoint", "torch_file", "digest"),
     ("target", "family"),

@@ -161,7 +161,7 @@ for _stride, _pads, _groups in ((1, (0, 0, 0, 0), 1), (1, (1, 1, 1, 1), 2), (2, 
              stride=_stride, pads=_pads, groups=_groups)
 
 ELSEWHERE = {"rope", "cache_append", "attention", "decode_attention", "filter_logits", "draw",
-             "law", "draw_from", "slide", "verify", "agree", "quantize_channels", "quantize_blocks",
+             "law", "draw_from", "slide", "verify", "agree", "nearest", "quantize_channels", "quantize_blocks",
              "quantize_rows", "matmul_int8", "matmul_blocks"}
 
 

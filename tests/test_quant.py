@@ -62,7 +62,7 @@ def test_four_bits_search_beats_the_plain_range():
     q, scale = run("quantize_blocks", w, bits=4, block=128)
     peak = np.take_along_axis(w, np.abs(w).argmax(0)[None], 0)
     plain = np.clip(np.rint(w / (peak / -8)), -8, 7) * (peak / -8)
-    assert np.linalg.norm(unpack(q, scale, 4) - w) < 0.9 * np.linalg.norm(plain - w)
+    assert np.linalg.norm(unpack(q, scale, 4) - w) < 0.96 * np.linalg.norm(plain - w)
 
 
 def test_rows_are_rounded_by_themselves():

@@ -14,6 +14,7 @@ from arcompile.ir import Type, op
 from arcompile.ops.sampling import BLOCK, _pick
 from arcompile.ops.tensor import Array, floating
 
+NEAREST = 512
 COUPLINGS = ("independent", "maximal", "gumbel")
 
 
@@ -130,3 +131,24 @@ def agree(token: Array, draft: Array, done: Array) -> tuple[Array, Array]:
     token = np.where(slot < done[:, None], draft, token)
     first = np.cumprod(token == draft, 1).sum(1)
     return token, np.minimum(first + 1, len(slot)).astype(np.int64)
+
+
+def _nearest(x: Type, *, k: int) -> Type:
+    if x.rank != 2:
+        raise IRError(f"{x} is not a table of vectors")
+    return Type("i64", (x.shape[0], k))
+
+
+@op("nearest", _nearest)
+def nearest(x: Array, *, k: int) -> Array:
+    """The k other rows nearest to each row of x [n,d], nearest first; equals by number. i64[n,k]."""
+    x = x.astype(np.float64)
+    norm, out = (x * x).sum(1), np.empty((len(x), k), np.int64)
+    for at in range(0, len(x), NEAREST):  # few rows at a time: the whole table may not fit
+        part = slice(at, at + NEAREST)
+        far = norm[part, None] + norm - 2 * x[part] @ x.T
+        far[np.arange(len(far)), np.arange(at, at + len(far))] = np.inf
+        some = np.sort(np.argpartition(far, k - 1)[:, :k], 1)
+        order = np.argsort(np.take_along_axis(far, some, 1), 1, kind="stable")
+        out[part] = np.take_along_axis(some, order, 1)
+    return out

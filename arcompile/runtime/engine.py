@@ -90,10 +90,10 @@ class Engine:
         cond: class ids, class names, prompts (words, or lists of token ids), or a dict of arrays
         by the program's input names. seed (64 bits), guidance, temperature, top_k and top_p take
         a number or one per image; guidance is what the family's authors call the CFG scale (None:
-        the engine's default); temperature 0 is argmax. guidance_interval: guide only that many
-        steps after the first token. on_step sees a Progress after each step, whose pixels() are the
-        picture so far; where it returns False, the picture stays as it is. `given` replaces random
-        draws by name (see `draws` in the program), for repeatable comparisons.
+        the engine's default); temperature 0 is argmax. guidance_interval: guide only until
+        that many tokens follow the first. on_step sees a Progress after each step, whose pixels()
+        are the picture so far; where it returns False, the picture stays as it is. `given`
+        replaces random draws by name (see `draws` in the program), for repeatable comparisons.
         """
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
                          top_p, given)
@@ -142,9 +142,10 @@ class Engine:
             raise ArcError("this engine has no image encoder",
                            hint="build it with a --decoder file that holds one")
         x = np.ascontiguousarray(pixels, np.float32)
-        side = self.manifest["info"].get("pixels")
-        if x.ndim != 4 or x.shape[1:] != (3, side, side):
-            raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {side}, {side}]")
+        side = self.manifest["info"]["pixels"]
+        h, w = side if isinstance(side, list) else (side, side)
+        if x.ndim != 4 or x.shape[1:] != (3, h, w):
+            raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {h}, {w}]")
         rows = [runner.numpy(runner.run("encode", {"pixels": x[i : i + 1]})["tokens"])
                 for i in range(len(x))]
         return np.concatenate(rows)

@@ -54,7 +54,7 @@ class Request:
     temperature: Array  # f32 [b]
     top_k: Array  # i64 [b]
     top_p: Array  # f32 [b]
-    interval: int = -1  # guidance only up to this many steps after the first; -1: always
+    interval: int = -1  # guidance only until so many tokens follow the first; -1: always
     given: Mapping[str, Array] = field(default_factory=dict)  # noise that replaces draws, by name
     forced: Array | None = None  # tokens to commit instead of the sampled ones, i64 [b,N]
 
@@ -125,7 +125,9 @@ class Loop:
         guide = np.array([s.guide for s in self.p.steps for _ in range(_span(s))]).reshape(-1, 2)
         scales = np.maximum(guide[:, :1] + guide[:, 1:] * self.q.guidance, 1.0)
         if self.q.interval >= 0:
-            scales[self.q.interval + 2 :] = 1.0
+            counts = [len(s.commit) // _span(s) for s in self.p.steps for _ in range(_span(s))]
+            drawn = np.cumsum(counts) - counts  # tokens before each step
+            scales[drawn > self.q.interval + 1] = 1.0
         return scales.astype(np.float32)
 
     def run(self, on_step: OnStep | None = None, finish: bool = True) -> Result:

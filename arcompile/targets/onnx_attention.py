@@ -6,10 +6,14 @@ a row once there is a past; graphs whose steps query more use the standard pair.
 
 from __future__ import annotations
 
+from functools import partial
+
 from arcompile import dims
 from arcompile.errors import ArcError
 from arcompile.ir import Node
-from arcompile.targets.onnx_emit import DTYPES, Emitter, lowers
+from arcompile.targets.onnx_emit import DTYPES, Emitter, Nodes, lowers
+
+MASKS = ("full", "causal", "prefix")  # as kernels/csrc/cpu/ops.cpp numbers them
 
 
 def _sizes(e: Emitter, past: str, query: str) -> tuple[str, str, str]:
@@ -32,7 +36,7 @@ def _own(e: Emitter, past: str, s: str, slots: str) -> str:
     return e.op("Equal", e.op("Unsqueeze", at, e.const([1, 3])), _range(e, slots))
 
 
-def _range(e: Emitter, n: str) -> str:
+def _range(e: Nodes, n: str) -> str:
     return e.op("Range", e.const(0), e.op("Squeeze", n, e.const([0])), e.const(1))
 
 
@@ -45,7 +49,7 @@ def _seen(e: Emitter, keep: list[str], past: str, s: str, slots: str, mask: str)
     return e.op("And", kept, early) if keep else early
 
 
-def _prefix(e: Emitter, past: str, s: str, slots: str) -> str:
+def _prefix(e: Nodes, past: str, s: str, slots: str) -> str:
     """bool [r,1,s,t]: causal where nothing is past, else every slot (those filled, that is)."""
     start = e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1, 2, 3]))
     at = e.op("Unsqueeze", _range(e, s), e.const([0, 1, 3]))
@@ -99,18 +103,17 @@ def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
     q = _rotate(e, q, cos, sin, past, a["heads"], a["interleaved"])
     k = _rotate(e, k, cos, sin, past, a["kv_heads"], a["interleaved"])
     kc, vc = _append(e, kc, k, past, a["kv_heads"]), _append(e, vc, v, past, a["kv_heads"])
-    out = _cached(e, q, kc, vc, past, a["heads"], a["scale"], a["mask"], keep,
-                  n.args[3].type.shape[2])
+    out = _cached(e, n, q, kc, vc, past, keep, n.args[3].type.shape[2])
     return [out, kc, vc]
 
 
-def _split(e: Emitter, x: str, heads: int) -> str:
+def _split(e: Nodes, x: str, heads: int) -> str:
     """[r,s,h*e] -> [r,h,s,e]"""
     four = e.op("Reshape", x, e.const([0, 0, heads, -1]))
     return e.op("Transpose", four, perm=[0, 2, 1, 3])
 
 
-def _join(e: Emitter, x: str) -> str:
+def _join(e: Nodes, x: str) -> str:
     """[r,h,s,e] -> [r,s,h*e]"""
     return e.op("Reshape", e.op("Transpose", x, perm=[0, 2, 1, 3]), e.const([0, 0, -1]))
 
@@ -134,13 +137,31 @@ def _append(e: Emitter, cache: str, new: str, past: str, heads: int) -> str:
     return e.op("TensorScatter", cache, _split(e, new, heads), at, axis=2)
 
 
-def _cached(e: Emitter, q: str, k: str, v: str, past: str, heads: int, scale: float, mask: str,
-            keep: list[str], slots: dims.Dim) -> str:
+def _cached(e: Emitter, n: Node, q: str, k: str, v: str, past: str, keep: list[str],
+            slots: dims.Dim) -> str:
+    """Queries [r,s,h*e] over caches that already hold their own slots."""
+    a = n.attrs
     s, filled, _ = _sizes(e, past, q)
+    if keep:
+        seen = e.once(("mask", *keep, slots, a["mask"]),
+                      lambda: _seen(e, keep, past, s, e.dim(slots), a["mask"]))
+        out = e.op("Attention", _split(e, q, a["heads"]), k, v, seen, "", "", filled,
+                   scale=a["scale"], is_causal=int(a["mask"] == "causal"))
+        return _join(e, out)
+    body = partial(_attend, heads=a["heads"], scale=a["scale"], mask=a["mask"])
+    if n.args[0].type.dtype != "f32":
+        return body(e, q, k, v, filled)
+    how = e.const([a["heads"], MASKS.index(a["mask"])])
+    return str(e.kernel("CachedAttention", body, q, k, v, filled, how, e.float([a["scale"]])))
+
+
+def _attend(e: Nodes, q: str, k: str, v: str, filled: str, *told: str, heads: int, scale: float,
+            mask: str) -> str:
+    """`told` is what the kernel is told of the rest."""
     more = [""]
-    if keep or mask == "prefix":
-        more = [e.once(("mask", *keep, slots, mask),
-                       lambda: _seen(e, keep, past, s, e.dim(slots), mask))]
+    if mask == "prefix":
+        s, slots = e.op("Shape", q, start=1, end=2), e.op("Shape", k, start=2, end=3)
+        more = [_prefix(e, e.op("Sub", filled, s), s, slots)]
     out = e.op("Attention", _split(e, q, heads), k, v, *more, "", "", filled, scale=scale,
                is_causal=int(mask == "causal"))
     return _join(e, out)
@@ -164,6 +185,15 @@ def cache_append(e: Emitter, n: Node, x: list[str]) -> str:
     return _append(e, cache, new, past, heads)
 
 
+def _biased(e: Emitter, n: Node, x: list[str], opt: dict[str, str]) -> str:
+    """Over a cache by a bias alone. Empty slots are cut off, so that the bias need not."""
+    _, filled, _ = _sizes(e, opt["past"], x[0])
+    q = _split(e, x[0], n.attrs["heads"])
+    out = e.op("Attention", q, x[1], x[2], _over_queries(e, n, opt["bias"]), "", "", filled,
+               scale=n.attrs["scale"], is_causal=0)
+    return _join(e, out)
+
+
 def _over_queries(e: Emitter, n: Node, bias: str) -> str:
     """A bias that is the same for all queries, spread over them: Attention wants its full size."""
     t = n.args[3 + n.attrs["extra"].index("bias")].type
@@ -181,12 +211,13 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
     opt = dict(zip(a.get("extra", ()), x[3:], strict=True))
     causal = a.get("mask", "full") == "causal"
     if "past" in opt and n.args[1].type.rank == 4:
+        if "bias" in opt and ("keep" in opt or a["mask"] != "full"):
+            raise ArcError("attention over a cache takes a bias or a mask on this target",
+                           hint="say all of it by the bias")
         if "bias" in opt:
-            raise ArcError("attention over a cache takes no bias on this target",
-                           hint="use --target reference, or say the mask by `mask` and `keep`")
+            return _biased(e, n, x, opt)
         keep = [opt["keep"]] if "keep" in opt else []
-        return _cached(e, x[0], x[1], x[2], opt["past"], a["heads"], a["scale"], a["mask"], keep,
-                       n.args[1].type.shape[2])
+        return _cached(e, n, *x[:3], opt["past"], keep, n.args[1].type.shape[2])
     same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
     if same and not opt and not causal:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])

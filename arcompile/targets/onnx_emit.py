@@ -185,7 +185,7 @@ class Emitter(Nodes):
             made = LOWER[n.op](self, n, [self.names[a] for a in n.args])
             made = [made] if isinstance(made, str) else made
             self.names.update(zip(n.outs, made, strict=True))
-        outs = [self._output(name, v) for name, v in self.g.results]
+        outs = self._outputs()
         h = self.onnx.helper
         graph = h.make_graph(self.nodes, self.g.name,
                              [self._info(p.name, p.type) for p in self.g.params], outs,
@@ -196,11 +196,24 @@ class Emitter(Nodes):
         model.ir_version = IR_VERSION
         return bytes(model.SerializeToString())
 
-    def _output(self, name: str, v: Value) -> Any:
-        """Results are named `out.x`, since a state bears its input's name."""
-        self.nodes.append(self.onnx.helper.make_node(
-            "Identity", [self.names[v]], [f"out.{name}"], name=f"out/{name}"))
-        return self._info(f"out.{name}", v.type)
+    def _outputs(self) -> list[Any]:
+        """Results are named `out.x`, since a state bears its input's name.
+
+        Where it can, the node that makes a result is made to write it: a state is then updated in
+        place, which a copy behind it would prevent.
+        """
+        made = {name for n in self.nodes for name in n.output}
+        direct: dict[str, str] = {}
+        for name, v in self.g.results:
+            if self.names[v] in made and self.names[v] not in direct:
+                direct[self.names[v]] = f"out.{name}"
+            else:
+                self.nodes.append(self.onnx.helper.make_node(
+                    "Identity", [self.names[v]], [f"out.{name}"], name=f"out/{name}"))
+        for n in self.nodes:
+            n.input[:] = [direct.get(x, x) for x in n.input]
+            n.output[:] = [direct.get(x, x) for x in n.output]
+        return [self._info(f"out.{name}", v.type) for name, v in self.g.results]
 
     def _info(self, name: str, t: Type) -> Any:
         shape = [d if isinstance(d, int) else str(d) for d in t.shape]

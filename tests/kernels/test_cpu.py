@@ -13,11 +13,14 @@ from onnx import helper as h
 
 from arcompile.errors import ArcError
 from arcompile.kernels import cpu
+from arcompile.ops.attention import attention
 from arcompile.ops.nn import residual_norm, swiglu
 from arcompile.ops.sampling import draw, filter_logits
+from arcompile.targets.onnx_attention import MASKS
 
 RNG = np.random.default_rng(0)
-F32, I64 = ctypes.POINTER(ctypes.c_float), ctypes.c_int64
+F32, I32 = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_int32)
+I64 = ctypes.c_int64
 SIZES = [(1, 768, 2304), (2, 64, 4096), (3, 37, 130), (5, 8, 16), (8, 7, 5), (9, 129, 1030),
          (40, 96, 600), (0, 16, 32)]
 DTYPES = {"f": T.FLOAT, "l": T.INT64}
@@ -28,6 +31,8 @@ class Lanes(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("matmul", ctypes.CFUNCTYPE(None, F32, F32, F32, I64, I64, I64, I64, I64)),
         ("swiglu", ctypes.CFUNCTYPE(None, F32, F32, F32, I64)),
+        ("attend", ctypes.CFUNCTYPE(None, F32, I64, I64, F32, F32, I64, I64, I32, ctypes.c_float,
+                                    F32, F32, I64)),
         ("residual_norm", ctypes.CFUNCTYPE(None, F32, F32, F32, F32, F32, I64, ctypes.c_float)),
         ("masses", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, I64, ctypes.c_float)),
     ]
@@ -81,6 +86,21 @@ def test_swiglu(lanes):
     assert np.allclose(y, swiglu(gate.astype(np.float64), x), rtol=1e-6, atol=1e-30)
 
 
+@pytest.mark.parametrize(("queries", "width", "n"), [(1, 64, 1), (16, 64, 37), (5, 48, 9), (3, 7, 8)])
+def test_attend(lanes, queries, width, n):
+    q, out = RNG.standard_normal((2, queries, 2 * width), np.float32)  # rows of two heads
+    k, v = RNG.standard_normal((2, n, width), np.float32)
+    ends = np.sort(RNG.integers(1, n + 1, 16)).astype(np.int32)
+    ends[queries - 1] = n
+    before, scratch = out.copy(), np.empty(16 * (n + width + 1), np.float32)
+    lanes.attend(at(q), 2 * width, queries, at(k), at(v), width, n,
+                 ends.ctypes.data_as(I32), 0.3, at(scratch), at(out), 2 * width)
+    scores = q[:, :width].astype(np.float64) @ k.T * 0.3
+    p = np.where(np.arange(n) < ends[:queries, None], np.exp(scores), 0)
+    assert np.allclose(out[:, :width], p @ v / p.sum(-1, keepdims=True), atol=2e-6)
+    assert (out[:, width:] == before[:, width:]).all()  # the other head's
+
+
 def test_residual_norm(lanes):
     x, y, weight = RNG.standard_normal((3, 777), np.float32)
     norm, total = np.empty((2, 777), np.float32)
@@ -127,6 +147,19 @@ def test_residual_norm_of_many_rows(library):
     found = run(library, "ResidualNorm", x, y, weight, eps, outs=2)
     for got, want in zip(found, wants, strict=True):
         assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("s", "past"), [(1, [0, 0]), (1, [5, 30]), (20, [0, 0]), (20, [12, 12])])
+def test_cached_attention(library, mask, s, past):
+    r, heads, kv, slots, width = 2, 4, 2, 64, 24
+    q = RNG.standard_normal((r, s, heads * width), np.float32)
+    k, v = RNG.standard_normal((2, r, kv, slots, width), np.float32)
+    told = np.array([heads, MASKS.index(mask)]), np.array([0.2], np.float32)
+    got = run(library, "CachedAttention", q, k, v, np.array(past) + s, *told)
+    want = attention(q, k, v, np.array(past, np.int32), heads=heads, kv_heads=kv, scale=0.2,
+                     mask=mask, extra=("past",))
+    assert np.allclose(got, want, atol=2e-6)
 
 
 def test_matmul_of_many_axes(library):

@@ -1,19 +1,27 @@
-"""Infinity against what upstream computes: greedy bits and pixels; texts, schedules, refusals."""
+"""Infinity against what upstream computes: greedy bits and pixels; texts, schedules, refusals.
+
+Encoding, and cells of 2x2 (8B), against plain torch written from the published facts.
+"""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+import plain
 import pytest
 import torch
+from torch.nn import functional as F
 
 import arcompile
 from arcompile.checkpoint import Weights, open_checkpoint
 from arcompile.errors import ArcError
 from arcompile.family import FAMILIES, Source
-from arcompile.models.infinity import Config, Infinity, Net, _plain
+from arcompile.models import ldm
+from arcompile.models.infinity import VAE, Config, Infinity, Net, Transformer, _plain
 from arcompile.models.infinity_scales import COUNT, PUBLISHED, full_grid, rope, schedule
+from arcompile.models.parts import state
+from arcompile.models.random import weights
 
 TARGETS = ("ort-cpu", "reference")
 
@@ -100,10 +108,10 @@ def test_only_infinity_claims_its_tensors(source):
 
 
 def test_decoder_names_may_be_wrapped_or_plain(source):
-    plain = _plain(source.decoder)
-    assert "decoder.up.0.block.0.norm1.weight" in plain
-    assert "decoder.up.1.upsample.conv.weight" in plain
-    assert _plain(plain).keys() == plain.keys()
+    bare = _plain(source.decoder)
+    assert "decoder.up.0.block.0.norm1.weight" in bare
+    assert "decoder.up.1.upsample.conv.weight" in bare
+    assert _plain(bare).keys() == bare.keys()
 
 
 def test_published_schedules():
@@ -167,6 +175,83 @@ def test_it_draws_bits_without_a_decoder(source):
     made = Infinity().model(Source(source.tensors), {"pn": "0.06M"})
     assert not made.program.finish
     assert made.program.positions == 16 * (1 + 4 + 16 + 36 + 64 + 144 + 256)
+
+
+def eager(source, **options):
+    """Our modules in torch, with the checkpoint's weights: the parts that goldens have shown."""
+    m = Infinity().model(source, options)
+    net = m.module.to_empty(device="cpu")
+    net.load_state_dict({k: torch.from_numpy(m.weights[f"@{k}"].copy()) for k in net.state_dict()})
+    return net.eval()
+
+
+def quantised(rest, grids, patch=False):
+    """The bits of features [b,d,H,W], residual by residual; [b,N], channels of a cell inmost."""
+    found = []
+    for grid in grids:
+        bit = (F.interpolate(rest, grid, mode="area") > 0).float()
+        code = (2 * bit - 1) * rest.shape[1] ** -0.5
+        rest = rest - F.interpolate(code, grids[-1], mode="bilinear")
+        bit = F.pixel_unshuffle(bit, 2) if patch else bit
+        found.append(bit.permute(0, 2, 3, 1).flatten(1))
+    return torch.cat(found, 1).numpy()
+
+
+def test_encoding(engines, source, scales):
+    e, net = engines(count=4), eager(source, scales=scales[:4])
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 3, 96, 96)).astype(np.float32)
+    with torch.no_grad():
+        features = net.vae.encoder(torch.from_numpy(pixels))
+    assert (e.encode(pixels) == quantised(features, net.c.scales)).all()
+
+
+PATCHED = ((1, 1), (2, 2), (2, 4))  # cells of 2x2, in a wide picture
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory):
+    """A small 8B: an engine, and its modules in torch."""
+    c = Config(64, 2, 2, 256, 2, 32, 32, 16, 2, PATCHED)
+    with torch.device("meta"):
+        own = state(Transformer(c), skip=("rope.",))
+        vae = state(VAE(ldm.encoder_plan((3, 8), 32, (1, 1), 2),
+                        ldm.decoder_plan((8, 3), 32, (1, 1), 3)))
+    source = Source(plain.shaken(weights(own), scale=0.2), weights(vae))
+    e = plain.engine("infinity", source, tmp_path_factory.mktemp("patched"), scales=PATCHED)
+    return e, eager(source, scales=PATCHED)
+
+
+def test_cells_of_2x2(patched):
+    """Logits, pixels and encoding, with torch's own shuffles around the transformer."""
+    e, net = patched
+    text = np.random.default_rng(1).standard_normal((2, 5, 32)).astype(np.float32)
+    out = e.generate({"features": text}, seed=3)
+    c, at, f_hat = net.c, 0, torch.zeros(2, 8, 4, 8)
+    assert c.patchify
+    assert e.manifest["info"]["pixels"] == [8, 16]
+    grids, found = [(2 * h, 2 * w) for h, w in PATCHED], []
+    rows, one = torch.arange(2), torch.zeros(2, dtype=torch.bool)
+    with torch.no_grad():
+        env = net.gpt.prompt(torch.from_numpy(text), torch.ones(2, 5, dtype=torch.bool), rows, one)
+        env |= {f"{k}{i}": torch.zeros(2, 2, sum(c.cells), 32) for i in range(2) for k in "kv"}
+        for s, (h, w) in enumerate(PATCHED):
+            if s:
+                z = F.pixel_unshuffle(F.interpolate(f_hat, grids[s], mode="bilinear"), 2)
+                x = net.gpt.word_embed(z.flatten(2).transpose(1, 2))
+                env["x"] = x + net.gpt.lvl_embed.weight[s]
+            past = torch.full((2,), sum(c.cells[:s]), dtype=torch.int32)
+            env |= net.gpt.step(past=past, noise=torch.zeros(2, h * w * 32, 2),
+                                **{k: v for k, v in env.items() if k != "logits"})
+            found.append(env["logits"])
+            bit = torch.from_numpy(out.tokens[:, at : at + h * w * 32]).view(2, h, w, 32)
+            code = F.pixel_shuffle((2.0 * bit - 1).permute(0, 3, 1, 2), 2) * 8**-0.5
+            f_hat, at = f_hat + F.interpolate(code, grids[-1], mode="bilinear"), at + h * w * 32
+        pixels = net.vae.decode(f_hat)["pixels"]
+        features = net.vae.encoder(pixels)
+    plain.near(e.logits({"features": text}, out.tokens)[0], torch.cat(found, 1), 1e-5)
+    plain.near(out.pixels, pixels, 1e-5)
+    assert (e.encode(pixels.numpy()) == quantised(features, grids, patch=True)).all()
+    plain.refuses("expected [B, 3, 8, 16]", lambda: e.encode(np.zeros((1, 3, 16, 8))))
 
 
 def test_blocks_may_come_without_chunks(source):

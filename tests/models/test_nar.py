@@ -9,6 +9,7 @@ import arcompile
 from arcompile.family import FAMILIES, Source
 from arcompile.models import llamagen, nar
 from arcompile.program_text import from_data, parse_program, to_data
+from arcompile.runtime.loop import Loop, Request
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +78,24 @@ def test_captions(captioned, target, tmp_path):
         x = x @ w["cls_embedding.cap_proj.fc2.weight"].T
         want = forward(w, 2, x, torch.from_numpy(tokens), 3, torch.from_numpy(mask))
         plain.near(out, want, 1e-5)
+
+
+def test_guidance_counts_tokens():
+    """Upstream guides a diagonal when no more than cfg_interval tokens are drawn before it."""
+    p = FAMILIES["nar"].model(FAMILIES["nar"].random("tiny"), {}).program
+    one = np.ones(1)
+    for cfg_interval in range(1, 16):
+        q = Request({}, one.astype(np.uint64), 0 * one, 3 * one, one, 0 * one, one,
+                    interval=cfg_interval - 1)
+        before = np.cumsum([0, 1, 2, 3, 4, 3, 2])
+        assert ((Loop(p, None, q).scales[:, 0] > 1) == (before <= cfg_interval)).all()
+
+
+def test_text_encoder(captioned, tmp_path):
+    plain.refuses("it reads no text", lambda: FAMILIES["nar"].model(
+        FAMILIES["nar"].random("tiny"), {"text_encoder": str(tmp_path)}))
+    plain.refuses("config.json", lambda: FAMILIES["nar"].model(
+        captioned, {"text_encoder": str(tmp_path)}))
 
 
 @pytest.fixture(scope="module")

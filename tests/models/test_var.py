@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import plain
 import pytest
 import torch
 
@@ -11,8 +14,10 @@ from arcompile.checkpoint import Entry, Weights, open_checkpoint
 from arcompile.errors import ArcError
 from arcompile.family import FAMILIES, Source
 from arcompile.models.adaln import Attention, Block
+from arcompile.models.parts import state
+from arcompile.models.random import weights
 from arcompile.models.scales import from_tables, sides
-from arcompile.models.var import Var, config, program
+from arcompile.models.var import Config, Transformer, Var, config, program
 
 TARGETS = ("ort-cpu", "reference")
 MIXED = {"seed": [5, 2**63 + 9], "guidance": [3.0, 0.0], "temperature": [1.0, 0.7],
@@ -99,8 +104,8 @@ def without(t, *names):
 
 def test_the_schedule_is_told_by_tables_or_published_sizes(source):
     shapes = {"pos_1LC": (1, 680, 8), "lvl_embed.weight": (10, 8)}
-    plain = Weights("x", {k: Entry(s, "f32", lambda s=s: np.zeros(s)) for k, s in shapes.items()})
-    assert from_tables(plain, None) == (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
+    bare = Weights("x", {k: Entry(s, "f32", lambda s=s: np.zeros(s)) for k, s in shapes.items()})
+    assert from_tables(bare, None) == (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
     assert from_tables(source.tensors, None) == (1, 2, 3, 4, 6)
     assert from_tables(without(source.tensors, "lvl_1L"), "1,2,3,4,6") == (1, 2, 3, 4, 6)
     assert sides("1_2_3") == (1, 2, 3)
@@ -144,9 +149,33 @@ def test_shared_modulation_adds_a_blocks_own_constants():
     torch.manual_seed(0)
     block, shared = Block(8, 2, 16, shared=True), torch.randn(3, 6, 8)
     torch.nn.init.normal_(block.ada_gss)
-    made, plain = block.vectors(None, shared), shared + block.ada_gss[0]
-    assert torch.equal(made[:, 2:4], plain[:, 2:4] + 1)
-    assert torch.equal(made[:, [0, 1, 4, 5]], plain[:, [0, 1, 4, 5]])
+    made, sums = block.vectors(None, shared), shared + block.ada_gss[0]
+    assert torch.equal(made[:, 2:4], sums[:, 2:4] + 1)
+    assert torch.equal(made[:, [0, 1, 4, 5]], sums[:, [0, 1, 4, 5]])
+
+
+def test_one_modulation_for_all_blocks_equals_one_each(tmp_path):
+    """d36, small: constants of a block are as good as a bias of its own."""
+    c = Config(64, 2, 2, 128, 32, 8, 5, (1, 2, 3), shared=True)
+    with torch.device("meta"):
+        names = state(Transformer(c))
+    shared = plain.shaken(weights(names), scale=0.2)
+    arrays = {k: shared.load(k) for k in shared if "shared" not in k and "gss" not in k}
+    for i in range(2):
+        at = f"blocks.{i}.ada_lin.1"
+        arrays[f"{at}.weight"] = shared.load("shared_ada_lin.1.weight")
+        own = shared.load(f"blocks.{i}.ada_gss").ravel()
+        arrays[f"{at}.bias"] = shared.load("shared_ada_lin.1.bias") + own
+    tiny = Var().random("tiny")
+    drawn = []
+    for i, tensors in enumerate((shared, plain.held(arrays))):
+        e = plain.engine("var", replace(tiny, tensors=tensors), tmp_path / str(i))
+        out = e.generate([1, 4], seed=[5, 9], guidance=3.0)
+        drawn.append((out, e.logits([1, 4], out.tokens)[0]))
+    (a, x), (b, y) = drawn
+    assert (a.tokens == b.tokens).all()
+    assert (a.pixels == b.pixels).all()
+    plain.near(x, y, 1e-5)
 
 
 def test_attention_without_normalisation_has_upstreams_scale():

@@ -1,5 +1,5 @@
 // The inner loops; ARC_ISA names the instruction set this copy is compiled for. Meanings:
-// arcompile/ops (matmul, swiglu, residual_norm, draw), which tests compare them with. No templates of the standard
+// arcompile/ops (matmul, swiglu, attention, residual_norm, draw), which tests compare them with. No templates of the standard
 // library here: the linker would keep one copy of theirs for all instruction sets.
 #include "lanes.h"
 
@@ -87,6 +87,88 @@ void swiglu(const float* gate, const float* x, float* y, int64_t count) {
   for (; i < count; ++i) y[i] = gate[i] / (1.0f + std::exp(-gate[i])) * x[i];
 }
 
+// --- attention ------------------------------------------------------------------------------------
+
+// scores[t] = the 16 queries (in lanes) with key t, for KEYS keys from t on.
+template <int KEYS>
+void score(const float* q, const float* k, int64_t width, int64_t t, float* scores) {
+  F32 a[KEYS] = {};
+  for (int64_t e = 0; e < width; ++e) {
+    const F32 v = load(q + e * LANES);
+    for (int i = 0; i < KEYS; ++i) a[i] += v * all(k[(t + i) * width + e]);
+  }
+  for (int i = 0; i < KEYS; ++i) store(scores + (t + i) * LANES, a[i]);
+}
+
+// p = e^(scores - their largest) where the lane may see the key, else 0; returns their sums.
+F32 softmax(float* scores, int64_t n, I32 ends) {
+  F32 most = load(scores);
+  for (int64_t t = 1; t < n; ++t) {
+    const F32 s = load(scores + t * LANES);
+    most = pick((I32{} + static_cast<int32_t>(t) < ends) & (s > most), s, most);
+  }
+  F32 total = {};
+  for (int64_t t = 0; t < n; ++t) {
+    const F32 p = exp(load(scores + t * LANES) - most);
+    const F32 seen = pick(I32{} + static_cast<int32_t>(t) < ends, p, F32{});
+    store(scores + t * LANES, seen);
+    total += seen;
+  }
+  return total;
+}
+
+// out[QUERIES, 16 VECTORS] = p^T @ v, each row divided by its total.
+template <int QUERIES, int VECTORS>
+void blend(const float* p, const float* v, int64_t width, int64_t n, const float* totals,
+           float* out, int64_t out_stride) {
+  F32 a[QUERIES][VECTORS] = {};
+  for (int64_t t = 0; t < n; ++t) {
+    F32 x[VECTORS];
+    for (int j = 0; j < VECTORS; ++j) x[j] = load(v + t * width + j * LANES);
+    for (int i = 0; i < QUERIES; ++i)
+      for (int j = 0; j < VECTORS; ++j) a[i][j] += x[j] * all(p[t * LANES + i]);
+  }
+  for (int i = 0; i < QUERIES; ++i)
+    for (int j = 0; j < VECTORS; ++j)
+      store(out + i * out_stride + j * LANES, a[i][j] / totals[i]);
+}
+
+template <int QUERIES>
+void blend_rows(const float* p, const float* v, int64_t width, int64_t n, const float* totals,
+                float* out, int64_t out_stride) {
+  int64_t e = 0;
+  for (; e + 4 * LANES <= width; e += 4 * LANES)
+    blend<QUERIES, 4>(p, v + e, width, n, totals, out + e, out_stride);
+  for (; e + LANES <= width; e += LANES)
+    blend<QUERIES, 1>(p, v + e, width, n, totals, out + e, out_stride);
+  for (; e < width; ++e)
+    for (int i = 0; i < QUERIES; ++i) {
+      float a = 0;
+      for (int64_t t = 0; t < n; ++t) a += p[t * LANES + i] * v[t * width + e];
+      out[i * out_stride + e] = a / totals[i];
+    }
+}
+
+void attend(const float* q, int64_t q_stride, int64_t queries, const float* k, const float* v,
+            int64_t width, int64_t n, const int32_t* ends, float scale, float* scratch, float* out,
+            int64_t out_stride) {
+  float *scores = scratch, *turned = scratch + n * LANES, *totals = turned + width * LANES;
+  I32 sees = I32{} + 1;  // lanes without a query look at one key, and nobody at them
+  for (int64_t i = 0; i < queries; ++i) sees[i] = ends[i];
+  for (int64_t e = 0; e < width; ++e)
+    for (int64_t i = 0; i < LANES; ++i)
+      turned[e * LANES + i] = i < queries ? q[i * q_stride + e] * scale : 0;
+  int64_t t = 0;
+  for (; t + 8 <= n; t += 8) score<8>(turned, k, width, t, scores);
+  for (; t < n; ++t) score<1>(turned, k, width, t, scores);
+  store(totals, softmax(scores, n, sees));
+  int64_t i = 0;
+  for (; i + 4 <= queries; i += 4)
+    blend_rows<4>(scores + i, v, width, n, totals + i, out + i * out_stride, out_stride);
+  for (; i < queries; ++i)
+    blend_rows<1>(scores + i, v, width, n, totals + i, out + i * out_stride, out_stride);
+}
+
 // --- norm -----------------------------------------------------------------------------------------
 
 void residual_norm(const float* x, const float* y, const float* weight, float* norm, float* total,
@@ -127,7 +209,8 @@ float masses(const float* x, float* p, int64_t count, float peak) {
 #define ARC_TEXT(x) #x
 #define ARC_NAME(x) ARC_TEXT(x)
 extern const Lanes table;
-const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, residual_norm, masses};
+const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, attend, residual_norm,
+                     masses};
 
 }  // namespace ARC_ISA
 }  // namespace arc

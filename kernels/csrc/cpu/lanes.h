@@ -12,6 +12,12 @@ struct Lanes {
                  int64_t n0, int64_t n1);
   // y = silu(gate) * x
   void (*swiglu)(const float* gate, const float* x, float* y, int64_t count);
+  // Attention of `queries` <= 16 rows of q over n keys and values [n,width], query i over the first
+  // ends[i] of them (at least one). Rows of q and out lie q_stride and out_stride apart. scratch:
+  // 16 (n + width + 1) floats.
+  void (*attend)(const float* q, int64_t q_stride, int64_t queries, const float* k, const float* v,
+                 int64_t width, int64_t n, const int32_t* ends, float scale, float* scratch,
+                 float* out, int64_t out_stride);
   // sum = x + y; norm = sum / sqrt(mean(sum^2) + eps) * weight: one row.
   void (*residual_norm)(const float* x, const float* y, const float* weight, float* norm,
                         float* sum, int64_t count, float eps);

@@ -83,6 +83,37 @@ void swiglu(void*, ort::Context* c) {
   });
 }
 
+enum Mask : int64_t { FULL, CAUSAL, PREFIX };
+
+// How many keys query i of s sees, when `filled` are there: PREFIX is CAUSAL while nothing is past.
+int32_t end_of(int64_t mask, int64_t i, int64_t s, int64_t filled) {
+  const bool causal = mask == CAUSAL || (mask == PREFIX && filled == s);
+  return static_cast<int32_t>(causal ? filled - s + i + 1 : filled);
+}
+
+// q [r,s,heads*width], k and v [r,kv,slots,width], filled i64[r] with the queries' own slots,
+// how i64[2] (heads, mask), scale [1] -> like q
+void cached_attention(void*, ort::Context* c) {
+  const Tensor q = input(c, 0), k = input(c, 1), v = input(c, 2), filled = input(c, 3),
+               how = input(c, 4), scale = input(c, 5), out = output(c, q.dims);
+  constexpr int64_t TILE = 16;
+  const int64_t rows = q.dims[0], s = q.dims[1], heads = how.i64()[0], mask = how.i64()[1];
+  const int64_t kv = k.dims[1], slots = k.dims[2], width = k.dims[3], tiles = (s + TILE - 1) / TILE;
+  each(c, rows * heads * tiles, [&](int64_t task) {
+    const int64_t from = task % tiles * TILE, head = task / tiles % heads, row = task / tiles / heads;
+    const int64_t queries = std::min(TILE, s - from), n = std::min(filled.i64()[row], slots);
+    int32_t ends[TILE];
+    for (int64_t i = 0; i < queries; ++i) ends[i] = std::max(1, end_of(mask, from + i, s, n));
+    const int64_t seen = *std::max_element(ends, ends + queries);
+    static thread_local std::vector<float> scratch;
+    scratch.resize(std::max(scratch.size(), static_cast<size_t>(TILE * (slots + width + 1))));
+    const int64_t at = (row * s + from) * heads * width + head * width;
+    const int64_t cache = (row * kv + head * kv / heads) * slots * width;
+    lanes().attend(q.f32() + at, heads * width, queries, k.f32() + cache, v.f32() + cache, width,
+                   seen, ends, scale.f32()[0], scratch.data(), out.f32() + at, heads * width);
+  });
+}
+
 // x, y [..,n], weight [n], eps [1] -> norm, sum [..,n]
 void residual_norm(void*, ort::Context* c) {
   const Tensor x = input(c, 0), y = input(c, 1), weight = input(c, 2), eps = input(c, 3),
@@ -150,6 +181,7 @@ constexpr int F = ort::FLOAT, I = ort::INT64;
 const std::array OPS = {
     declare("MatMul", {F, F}, {F}, matmul),
     declare("SwiGLU", {F, F}, {F}, swiglu),
+    declare("CachedAttention", {F, F, F, I, I, F}, {F}, cached_attention),
     declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
     declare("FilterLogits", {F, F, I, F, I}, {F}, filter),
     declare("Draw", {F, F, F}, {I}, draw),

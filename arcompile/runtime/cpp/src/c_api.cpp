@@ -208,8 +208,8 @@ arc_error* arc_request_copies(arc_request* r, int64_t n) {
   return guarded([&] { need(r, "request"), r->request.n = n; });
 }
 
-arc_error* arc_request_guidance_interval(arc_request* r, int64_t steps) {
-  return guarded([&] { need(r, "request"), r->request.guidance_interval = steps; });
+arc_error* arc_request_guidance_interval(arc_request* r, int64_t tokens) {
+  return guarded([&] { need(r, "request"), r->request.guidance_interval = tokens; });
 }
 
 arc_error* arc_request_given(arc_request* r, const char* draw, arc_tensor noise) {

@@ -9,7 +9,7 @@ namespace arc {
 
 namespace {
 
-using Named = std::vector<std::pair<std::string, Ref>>;
+using Fed = std::vector<std::pair<std::string, Ref>>;
 
 Ref class_ids(const Facts& e, const Classes& ids) {
   const std::int64_t count = e.bundle.number({"info", "classes"}, 0);
@@ -50,7 +50,7 @@ std::int64_t class_of(const Facts& e, const std::string& name) {
 }
 
 // input_ids i64[b,p] and mask bool[b,p] of prompts of token ids, padded on the left.
-Named padded(const Facts& e, const Prompts& prompts) {
+Fed padded(const Facts& e, const Prompts& prompts) {
   const std::int64_t known = e.bundle.number({"prompt", "vocabulary"}, 0);
   std::size_t longest = 0;
   for (const auto& row : prompts) {
@@ -127,7 +127,7 @@ Ref fitted(const std::string& name, const View& view, const Type& type) {
 }
 
 // Arrays by the program's input names, all for as many images.
-Named arrays(const Facts& e, const Inputs& given) {
+Fed arrays(const Facts& e, const Inputs& given) {
   std::vector<std::string> known, missing;
   for (const auto& [name, type] : e.program.inputs) known.push_back(name);
   for (const auto& [name, view] : given) {
@@ -135,7 +135,7 @@ Named arrays(const Facts& e, const Inputs& given) {
       throw Error("no input named " + quoted(name), did_you_mean(name, known));
     }
   }
-  Named out;
+  Fed out;
   for (const auto& [name, type] : e.program.inputs) {
     const auto found = given.find(name);
     if (found != given.end()) {
@@ -161,7 +161,7 @@ Named arrays(const Facts& e, const Inputs& given) {
   return out;
 }
 
-void check_arrays(const Facts& e, Named& found) {
+void check_arrays(const Facts& e, Fed& found) {
   const auto get = [&](const char* name) -> Ref* {
     for (auto& [key, value] : found) {
       if (key == name) return &value;
@@ -194,9 +194,9 @@ bool takes_classes(const Program& p) { return p.inputs.size() == 1 && p.inputs[0
 
 }  // namespace
 
-Named conditions(const Facts& e, const Request& r) {
+Fed conditions(const Facts& e, const Request& r) {
   const bool prompts = e.bundle.manifest.contains("prompt");
-  Named found;
+  Fed found;
   if (const auto* ids = std::get_if<Classes>(&r.condition)) {
     if (takes_classes(e.program)) return {{"cond", class_ids(e, *ids)}};
     if (!prompts) wrong_kind(e, "class ids");

@@ -55,7 +55,8 @@ class Engine::Impl {
   Impl(const std::string& folder, const Options& options)
       : bundle_(Bundle::open(folder)), program_(read_program(bundle_)),
         labels_(read_labels(bundle_)), defaults_(read_defaults(bundle_.manifest)),
-        models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.manifest)),
+        models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.manifest),
+                                               options.kernels),
                 bundle_.folder, options.threads > 0 ? options.threads : cores()) {}
 
   Output generate(const Request& r) const {
@@ -65,6 +66,7 @@ class Engine::Impl {
     Output out;
     out.tokens = loop.tokens()->array();
     out.timings = loop.timings();
+    if (const Ref rounds = loop.rounds()) out.rounds = rounds->array();
     if (const Ref latents = loop.result("latents")) out.latents = latents->array();
     if (const Ref pixels = program_.finish.empty() ? nullptr : loop.result("pixels")) {
       out.pixels = pixels->array();
@@ -84,7 +86,7 @@ class Engine::Impl {
     Loop loop(program_, models_, q, vocabulary());
     loop.keep_logits = true;
     loop.run(false);
-    if (loop.logits.empty()) no_logits("");
+    if (loop.logits().empty()) no_logits("");
     return whole(loop, q.images());
   }
 
@@ -159,10 +161,10 @@ class Engine::Impl {
   // The logits of the steps in the order of the positions.
   std::pair<Array, Array> whole(const Loop& loop, std::size_t images) const {
     const auto b = static_cast<std::int64_t>(images);
-    const std::int64_t v = loop.logits.front().conditional->shape.back();
+    const std::int64_t v = loop.logits().front().conditional->shape.back();
     const Ref out[2] = {Tensor::zeros(DType::f32, {b, program_.positions, v}),
                         Tensor::zeros(DType::f32, {b, program_.positions, v})};
-    for (const auto& one : loop.logits) {
+    for (const auto& one : loop.logits()) {
       const Ref from[2] = {one.conditional, one.unconditional};
       const auto& where = one.step->commit;
       const auto c = static_cast<std::int64_t>(where.size());

@@ -7,7 +7,6 @@
 #include <numeric>
 
 #include "rng.hpp"
-#include "text.hpp"
 
 namespace arc {
 
@@ -29,24 +28,6 @@ std::int64_t most_sorted(const Ask& q, std::int64_t vocabulary) {
   return most;
 }
 
-// The columns `where` of a tensor [b,N,...].
-Ref columns(const Tensor& whole, const std::vector<std::int64_t>& where) {
-  Shape shape = whole.shape;
-  const std::size_t n = static_cast<std::size_t>(shape[1]);
-  shape[1] = static_cast<std::int64_t>(where.size());
-  Ref out = Tensor::zeros(whole.dtype, shape);
-  const std::size_t cell = whole.bytes() / std::max<std::size_t>(1, static_cast<std::size_t>(shape[0]) * n);
-  char* to = out->as<char>();
-  for (std::int64_t b = 0; b < shape[0]; ++b) {
-    for (const std::int64_t at : where) {
-      std::memcpy(to, whole.as<char>() + (static_cast<std::size_t>(b) * n + static_cast<std::size_t>(at)) * cell, cell);
-      to += cell;
-    }
-  }
-  out->lent = true;
-  return out;
-}
-
 // Rows of a tensor [r,...] in the order of `index`.
 Ref gather(const Tensor& whole, const Tensor& index) {
   Shape shape = whole.shape;
@@ -62,11 +43,12 @@ Ref gather(const Tensor& whole, const Tensor& index) {
 
 }  // namespace
 
-Loop::Named::Named(Slots& s)
+Named::Named(Slots& s)
     : image(s["image"]), row(s["row"]), null_row(s["null_row"]), is_null(s["is_null"]),
-      past(s["past"]), scale(s["scale"]), temperature(s["temperature"]), top_k(s["top_k"]),
-      top_p(s["top_p"]), most(s["most"]), tokens(s["tokens"]), token(s["token"]),
-      logits(s["logits"]), pixels(s["pixels"]) {}
+      past(s["past"]), scale(s["scale"]), scales(s["scales"]), temperature(s["temperature"]),
+      top_k(s["top_k"]), top_p(s["top_p"]), most(s["most"]), tokens(s["tokens"]),
+      token(s["token"]), logits(s["logits"]), pixels(s["pixels"]), first(s["first"]),
+      shift(s["shift"]), done(s["done"]), accepted(s["accepted"]) {}
 
 Loop::Loop(const Program& program, const Models& models, const Ask& ask, std::int64_t vocabulary)
     : p_(program), models_(models), q_(ask), vocabulary_(vocabulary), slot_(models.slots()),
@@ -80,16 +62,19 @@ Loop::Loop(const Program& program, const Models& models, const Ask& ask, std::in
   prepare();
 }
 
-// Guidance of each step and image. Below 1 there is none, as in the families' own code.
+// Guidance by step and image; a position of a window counts as a step. Below 1 there is none, as
+// in the families' own code.
 void Loop::set_scales() {
-  const std::size_t b = q_.images();
-  scales_.resize(p_.steps.size() * b);
-  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
-    const double* guide = p_.steps[i].work->guide;
-    const bool ended = q_.interval >= 0 && static_cast<std::int64_t>(i) >= q_.interval + 2;
-    for (std::size_t j = 0; j < b; ++j) {
-      const double scale = guide[0] + guide[1] * q_.guidance[j];
-      scales_[i * b + j] = ended ? 1.0F : static_cast<float>(std::max(scale, 1.0));
+  std::int64_t drawn = 0;  // tokens before the step
+  for (const Step& s : p_.steps) {
+    const double* guide = s.work->guide;
+    for (std::size_t k = 0; k < s.span(); ++k) {
+      const bool ended = q_.interval >= 0 && drawn > q_.interval + 1;
+      drawn += static_cast<std::int64_t>(s.commit.size() / s.span());
+      for (const double asked : q_.guidance) {
+        const double scale = std::max(guide[0] + guide[1] * asked, 1.0);
+        scales_.push_back(ended ? 1.0F : static_cast<float>(scale));
+      }
     }
   }
 }
@@ -103,7 +88,7 @@ void Loop::set_rows() {
   const std::vector<std::int64_t> row = image;
   for (std::size_t j = 0; j < b; ++j) {
     bool guided = false;
-    for (std::size_t i = 0; i < p_.steps.size(); ++i) guided = guided || scales_[i * b + j] != 1;
+    for (std::size_t i = j; i < scales_.size(); i += b) guided = guided || scales_[i] != 1;
     if (!guided) continue;
     null[j] = static_cast<std::int64_t>(image.size());
     image.push_back(static_cast<std::int64_t>(j));
@@ -153,15 +138,19 @@ void Loop::prepare() {
   env_[slot_.most] = integers({most_sorted(q_, vocabulary_)});
   for (const Draw& d : p_.draws) draw_slots_.push_back(slots[d.name]);
   noise_.resize(p_.draws.size());
-  for (const auto& [table, columns] : p_.tables) {
-    for (const auto& [name, values] : columns) {
-      std::vector<Ref> made;
-      for (const Constant& c : values) made.push_back(Tensor::of(c));
-      tables_[table].emplace_back(slots[name], std::move(made));
-    }
-  }
+  set_tables();
   all_.resize(static_cast<std::size_t>(p_.positions));
   std::iota(all_.begin(), all_.end(), 0);
+}
+
+void Loop::set_tables() {
+  for (const auto& [table, held] : p_.tables) {
+    for (const auto& [name, values] : held) {
+      std::vector<Ref> made;
+      for (const Constant& c : values) made.push_back(Tensor::of(c));
+      tables_[table].emplace_back(models_.slots()[name], std::move(made));
+    }
+  }
 }
 
 void Loop::run(bool finish) {
@@ -174,33 +163,62 @@ void Loop::run(bool finish) {
   timings_.prompt = since(start);
   const auto ready = Clock::now();
   const double before = in_sessions();
-  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
-    const auto begin = Clock::now();
-    step(i);
-    timings_.steps.push_back(since(begin));
-    if (q_.on_step) report(i);
-  }
+  run_steps();
   timings_.loop = since(ready);
   timings_.sessions = in_sessions() - before;
   const auto done = Clock::now();
-  if (finish) {
+  if (finish && !p_.finish.empty()) {
+    forget();
     for (const Call& c : p_.finish) call(c, nullptr);
   }
   timings_.finish = since(done);
   timings_.total = since(start);
 }
 
-void Loop::step(std::size_t i) {
-  const Step& s = p_.steps[i];
-  now_ = &s;
-  std::memcpy(scale_->data, &scales_[i * q_.images()], scale_->bytes());
-  env_[slot_.scale] = scale_;
-  set_constants(*s.work);
-  draw_noise(When::step, s.commit, turns_[i]);
-  for (const Call& c : s.work->calls) call(c, &s.commit);
-  const auto more = static_cast<std::int32_t>(s.work->append.value(sizes_));
-  for (std::int64_t r = 0; r < rows_; ++r) past_->as<std::int32_t>()[r] += more;
-  env_[slot_.past] = past_;
+// False where on_step had enough.
+bool Loop::run_steps() {
+  Window window(*this);
+  std::size_t done = 0;
+  for (std::size_t i = 0; i < p_.steps.size(); ++i) {
+    const Step& s = p_.steps[i];
+    now_ = &s;
+    set_constants(*s.work);
+    if (s.work->window) {
+      if (!window.run(s, done)) return false;
+    } else {
+      const auto begin = Clock::now();
+      std::memcpy(scale_->data, &scales_[done * q_.images()], scale_->bytes());
+      env_[slot_.scale] = scale_;
+      draw_noise(When::step, s.commit, turns_[i]);
+      draw_noise(When::place, s.commit, 0);
+      for (const Call& c : s.work->calls) call(c, &s.commit);
+      timings_.steps.push_back(since(begin));
+    }
+    const auto more = static_cast<std::int32_t>(s.work->append.value(sizes_));
+    for (std::int64_t r = 0; r < rows_; ++r) past_->as<std::int32_t>()[r] += more;
+    env_[slot_.past] = past_;
+    done += s.span();
+    if (!s.work->window && !report(done)) return false;
+  }
+  return true;
+}
+
+// Before the finish: caches that it does not read make room for pixels, and what a run that ended
+// early left open is filled in.
+void Loop::forget() {
+  std::vector<std::size_t> read;
+  for (const Call& c : p_.finish) {
+    for (const Port& input : models_.session(c.graph).inputs()) read.push_back(input.slot);
+  }
+  for (const auto& [name, type] : p_.state) {
+    const std::size_t slot = models_.slots()[name];
+    if (std::find(read.begin(), read.end(), slot) == read.end()) env_[slot] = nullptr;
+  }
+  bounds_.clear();
+  const auto* t = tokens_->as<std::int64_t>();
+  if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
+    env_[slot_.tokens] = filled(*tokens_);
+  }
 }
 
 void Loop::set_constants(const Work& work) {
@@ -224,12 +242,9 @@ void Loop::draw_noise(When when, const Where& where, std::int64_t turn) {
       seen = when == When::start ? given->second : columns(*given->second, where);
       continue;
     }
-    const Type type = type_of(d, q_.images(), where.size());
-    const Shape shape = type.shape_of({});
     Ref& own = noise_[i];
-    if (!own || own->shape != shape) {
-      own = Tensor::zeros(type.dtype, shape);
-      own->lent = true;
+    if (!own || own->shape[1] != static_cast<std::int64_t>(where.size())) {
+      own = room(d, q_.images(), where.size());
     }
     draw(d, i, q_.seeds, q_.copies, where, turn, *own);
     seen = own;
@@ -262,13 +277,12 @@ void Loop::run_graph(const std::string& graph, const Where* where) {
     throw;
   }
   if (!where) return;
-  if (keep_logits && b.makes(slot_.logits)) keep();
+  if (keep_logits && b.makes(slot_.logits)) {
+    const Tensor& rows = *env_[slot_.logits];
+    logits_.push_back(
+        {now_, gather(rows, *env_[slot_.row]), gather(rows, *env_[slot_.null_row])});
+  }
   if (b.makes(slot_.token)) commit(*where, env_[slot_.token]);
-}
-
-void Loop::keep() {
-  const Tensor& rows = *env_[slot_.logits];
-  logits.push_back({now_, gather(rows, *env_[slot_.row]), gather(rows, *env_[slot_.null_row])});
 }
 
 void Loop::commit(const Where& where, const Ref& token) {
@@ -288,37 +302,14 @@ void Loop::commit(const Where& where, const Ref& token) {
   env_[slot_.tokens] = tokens_;
 }
 
-void Loop::report(std::size_t i) {
-  const Progress seen{i + 1, p_.steps.size(), q_.images(), static_cast<std::size_t>(p_.positions),
+// Tells on_step; false where it had enough.
+bool Loop::report(std::size_t done) {
+  if (!q_.on_step) return true;
+  const Progress seen{done, count_steps(), q_.images(), static_cast<std::size_t>(p_.positions),
                       tokens_->as<std::int64_t>(), [this] { return preview(); }};
-  q_.on_step(seen);
+  const bool more = q_.on_step(seen);
   cancel_.check();
-}
-
-// What there is, decoded by a finish of its own: the run's buffers and noise are not touched.
-Array Loop::preview() {
-  if (p_.finish.empty()) {
-    throw Error("this engine draws tokens only", "build it with --decoder");
-  }
-  Env seen = env_;
-  Ref known = tokens_->copy();
-  for (std::size_t i = 0; i < known->size(); ++i) {
-    std::int64_t& t = known->as<std::int64_t>()[i];
-    t = std::max<std::int64_t>(t, 0);
-  }
-  seen[slot_.tokens] = known;
-  for (const Call& c : p_.finish) {
-    Bound own(models_.session(c.graph));
-    if (!c.loop.empty()) throw Error("a finish that loops has no preview");
-    if (c.each) {
-      own.run_each(seen, static_cast<std::int64_t>(q_.images()), options_.get());
-    } else {
-      own.run(seen, options_.get(), false);
-    }
-  }
-  const Ref pixels = seen[slot_.pixels];
-  if (!pixels) throw Error("this engine draws tokens only", "build it with --decoder");
-  return to_uint8(*pixels)->array();
+  return more;
 }
 
 Bound& Loop::bound(const std::string& graph) {
@@ -337,25 +328,11 @@ Ref Loop::tokens() const {
   return drew_ ? tokens_ : Tensor::zeros(DType::i64, {tokens_->shape[0], 0});
 }
 
-Ref Loop::result(const std::string& name) { return env_[models_.slots()[name]]; }
-
-Ref to_uint8(const Tensor& pixels) {
-  if (pixels.dtype != DType::f32 || pixels.shape.size() != 4) {
-    throw Error("pixels have shape " + shown(pixels.shape) + ", expected [B, 3, H, W]");
-  }
-  const std::int64_t b = pixels.shape[0], c = pixels.shape[1], h = pixels.shape[2], w = pixels.shape[3];
-  Ref out = Tensor::zeros(DType::u8, {b, h, w, c});
-  const float* from = pixels.as<float>();
-  auto* to = out->as<std::uint8_t>();
-  for (std::int64_t i = 0; i < b; ++i) {
-    for (std::int64_t k = 0; k < c; ++k) {
-      for (std::int64_t at = 0; at < h * w; ++at) {
-        const float x = (from[(i * c + k) * h * w + at] + 1.0F) * 127.5F;
-        const float inside = x > 0 ? std::min(x, 255.0F) : 0.0F;  // what is no number is black
-        to[(i * h * w + at) * c + k] = static_cast<std::uint8_t>(std::nearbyint(inside));
-      }
-    }
-  }
+Ref Loop::rounds() const {
+  if (rounds_.empty()) return nullptr;
+  Ref out = integers(rounds_);
+  const auto b = static_cast<std::int64_t>(q_.images());
+  out->shape = {static_cast<std::int64_t>(rounds_.size()) / b, b};
   return out;
 }
 

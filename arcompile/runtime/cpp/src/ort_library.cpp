@@ -8,6 +8,8 @@
 #include <set>
 #include <sstream>
 
+#include "text.hpp"
+
 namespace arc::ort {
 
 namespace fs = std::filesystem;
@@ -68,9 +70,12 @@ std::vector<std::string> candidates(const std::string& given) {
   return out;
 }
 
-Library::Library(const std::string& given, const std::string& provider) : provider_(provider) {
+Library::Library(const std::string& given, const std::string& provider,
+                 const std::string& kernels)
+    : provider_(provider) {
   load(given);
   check_provider();
+  find_kernels(kernels);
   OrtEnv* env = nullptr;
   must(api_->CreateEnv(kFatal, "arcompile", &env), "ONNX Runtime cannot start");
   env_ = {env, {api_->ReleaseEnv}};
@@ -135,6 +140,25 @@ void Library::check_provider() const {
   }
 }
 
+// Models name these kernels' ops as functions, so they run without the library too.
+void Library::find_kernels(const std::string& given) {
+  const std::string wanted = given.empty() ? environment("ARC_KERNELS") : given;
+  std::error_code none;
+  if (wanted == "off") return;
+  if (!wanted.empty()) {
+    if (!fs::is_regular_file(wanted, none)) {
+      throw Error("ARC_KERNELS is " + quoted(wanted) + ", which is not a file",
+                  "ARC_KERNELS=off uses none", Code::machine);
+    }
+    kernels_ = wanted;
+    return;
+  }
+  Dl_info here = {};
+  if (!::dladdr(reinterpret_cast<const void*>(&version), &here) || !here.dli_fname) return;
+  const fs::path beside = fs::path(here.dli_fname).parent_path() / "libarcompile_ops.so";
+  if (fs::is_regular_file(beside, none)) kernels_ = beside.string();
+}
+
 std::string Library::said(OrtStatus* status) const {
   if (!status) return "";
   const std::string text = one_line(api_->GetErrorMessage(status));
@@ -156,6 +180,7 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   must(api_->SetIntraOpNumThreads(raw, threads), what);
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
+  if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
   OrtSession* session = nullptr;
   if (const std::string why = said(api_->CreateSession(env_.get(), path.c_str(), raw, &session));
       !why.empty()) {

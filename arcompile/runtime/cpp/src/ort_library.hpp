@@ -15,7 +15,8 @@ class Library {
  public:
   // `given` is a file, else ARC_ORT_LIBRARY, the wheel's own file, the system. Throws where there
   // is none, where it is older than 1.28, or where it lacks the provider.
-  Library(const std::string& given, const std::string& provider);
+  // `kernels`: the file of the CPU kernels, else ARC_KERNELS, else the one next to this library.
+  Library(const std::string& given, const std::string& provider, const std::string& kernels);
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;
 
@@ -39,8 +40,9 @@ class Library {
   void load(const std::string& given);
   void check_version();
   void check_provider() const;
+  void find_kernels(const std::string& given);
 
-  std::string provider_, path_, version_;
+  std::string provider_, path_, version_, kernels_;
   std::unique_ptr<Api> api_;
   Owned<OrtEnv> env_;
   Owned<OrtMemoryInfo> cpu_;

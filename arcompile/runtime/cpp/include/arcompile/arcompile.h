@@ -79,7 +79,7 @@ ARC_API arc_error* arc_request_seeds(arc_request* r, const uint64_t* seeds, size
 /* name: "guidance", "temperature", "top_k" or "top_p". */
 ARC_API arc_error* arc_request_set(arc_request* r, const char* name, const double* values, size_t n);
 ARC_API arc_error* arc_request_copies(arc_request* r, int64_t n); /* images of each condition */
-ARC_API arc_error* arc_request_guidance_interval(arc_request* r, int64_t steps);
+ARC_API arc_error* arc_request_guidance_interval(arc_request* r, int64_t tokens);
 ARC_API arc_error* arc_request_given(arc_request* r, const char* draw, arc_tensor noise);
 ARC_API arc_error* arc_request_stop(arc_request* r, const arc_stop* stop);
 /* Called after each step, on the thread that called. It returns ARC_GO_ON, ARC_ENOUGH where the

@@ -106,7 +106,7 @@ struct Request {
   std::int64_t n = 1;
   std::vector<std::uint64_t> seed{0};
   std::vector<double> guidance{};     // empty: the engine's default
-  std::optional<std::int64_t> guidance_interval{};  // guide only so many steps after the first
+  std::optional<std::int64_t> guidance_interval{};  // only until so many tokens follow the first
   std::vector<double> temperature{1.0};
   std::vector<double> top_k{0.0};
   std::vector<double> top_p{1.0};
