@@ -8,7 +8,7 @@ from typing import Any
 import networkx as nx  # type: ignore[import-untyped]
 
 from arcompile.cost import constants, node_cost
-from arcompile.ir import Graph, Node, Value
+from arcompile.ir import Graph, Node
 
 START = "start"  # the vertex before every node without operands: the root of `dominators`
 

@@ -18,11 +18,14 @@ import arcompile
 from arcompile.cache import cache
 from arcompile.checkpoint import FOLDER as WEIGHTS
 from arcompile.checkpoint import open_checkpoint
+from arcompile.choose import fit
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
-from arcompile.pipeline import Pass, parse_pipeline, run
+from arcompile.pipeline import Pass, parse_pipeline
+from arcompile.plan import plan
 from arcompile.program import Program
 from arcompile.program_text import to_data
+from arcompile.quality import LOSSY, WHATEVER, Judge, Wanted, measure
 from arcompile.runtime import bundle
 from arcompile.runtime.engine import Engine, load
 from arcompile.sampling import GRAPHS
@@ -49,24 +52,33 @@ def build(
     passes: str | Sequence[Pass] | None = None,
     options: Options | None = None,
     out: str | Path | None = None,
+    memory: int | None = None,
+    batch: int = 1,
+    report: bool = True,
+    pictures: int = 72,
     progress: Report = lambda stage, share: None,
 ) -> Engine:
     """Compile a checkpoint to an engine folder, and load it.
 
     checkpoint: a published file or folder, or the name of a shipped demo. passes: extra passes
     after the target's own, as text such as "int8, kv-hack{ratio=0.5}" or as objects. options:
-    what tensors cannot show. out: the folder (default: one in the cache, by content). The same
-    inputs again are a cache hit. progress is told the stages and how much of each is done; a stage
-    "note: ..." is something to know. Raises ArcError; writes the whole engine or nothing.
+    what tensors cannot show. out: the folder (default: one in the cache, by content). memory: bytes
+    that drawing `batch` guided images may take; passes that save memory are added until they do.
+    report: measure what lossy passes cost in quality, of a demo also by its judge over so many
+    `pictures`. The same inputs again are a cache hit. progress is told the stages and how much of
+    each is done; a stage "note: ..." is something to know. Raises ArcError; writes the whole engine
+    or nothing.
     """
+    judge = _judge(checkpoint)
     checkpoint, decoder = _resolve(checkpoint, decoder)
+    wanted = Wanted(memory, batch, report, pictures, judge)
     chosen = TARGETS[target]
     if dtype not in chosen.dtypes:
         raise ArcError(f"target {target} has no dtype {dtype!r}",
                        hint=f"it takes {', '.join(chosen.dtypes)}")
     pipeline = parse_pipeline(chosen.passes)
     pipeline += parse_pipeline(passes) if isinstance(passes, str) else list(passes or ())
-    key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {})
+    key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {}, wanted)
     folder = Path(out) if out is not None else cache() / "engines" / key[:24]
     if (hit := _cached(folder, key)) is not None:
         progress("cached", 1.0)
@@ -77,20 +89,28 @@ def build(
         progress(f"note: {e.what}; {e.hint}", 1.0)
     with bundle.replacing(folder) as made:
         found, model = _model(checkpoint, decoder, family, options or {}, progress)
-        write(made, found.name, model, target, dtype, pipeline, key, progress)
+        write(made, found.name, model, target, dtype, pipeline, key, progress, wanted)
     return load(folder, check=False)  # it may be built here for another machine
 
 
 def write(folder: Path, family: str, model: Model, target: str, dtype: str,
-          pipeline: Sequence[Pass], key: str = "", progress: Report = lambda s, f: None) -> None:
+          pipeline: Sequence[Pass], key: str = "", progress: Report = lambda s, f: None,
+          wanted: Wanted = WHATEVER) -> None:
     """Export, optimise and lower one model into an empty folder. Raises ArcError."""
-    done: list[Pass] = []
-    program = run(exported(model, progress), pipeline, model.weights, done)
+    plain = exported(model, progress)
+    made = fit(plain, pipeline, model.weights, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
-    TARGETS[target].lower(program, Store(model.weights, program.fold), folder, progress)
-    _describe(folder, program, model, {
-        "family": family, "target": target, "dtype": dtype, "key": key,
-        "passes": [str(p) for p in done]})
+    TARGETS[target].lower(made.program, Store(model.weights, made.program.fold), folder, progress)
+    facts: dict[str, Any] = {"family": family, "target": target, "dtype": dtype, "key": key,
+                             "passes": [str(p) for p in made.passes]}
+    if wanted.memory is not None:
+        facts["memory"] = {"limit": wanted.memory, "batch": wanted.batch, "tried": [*made.tried]}
+    if wanted.report and any(p.keeps in LOSSY for p in made.passes):
+        known = {**facts, "info": dict(model.info), "defaults": dict(model.defaults),
+                 "vocabulary": int(model.info.get("vocabulary", 0))}
+        progress("quality", 0.0)
+        facts["quality"] = measure(plain, model.weights, made.passes, known, folder, wanted)
+    _describe(folder, made.program, model, facts)
 
 
 def program(
@@ -122,12 +142,21 @@ def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, 
     return path, Path(decoder) if decoder else None
 
 
+def _judge(checkpoint: str | Path) -> Judge | None:
+    """Of the shipped demos: what says whether a picture shows what was asked."""
+    from arcompile.models.demo import DEMOS
+    from arcompile.models.demo.judge import score
+
+    return score if str(checkpoint) in DEMOS else None
+
+
 def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str, dtype: str,
-         pipeline: Sequence[Pass], options: Options) -> str:
+         pipeline: Sequence[Pass], options: Options, wanted: Wanted) -> str:
     """sha256 over everything that decides what is built."""
     parts = [arcompile.__version__, _own_digest(), checkpoint.name, digest(checkpoint),
              decoder.name if decoder else "", digest(decoder) if decoder else "", family or "",
-             target, dtype, *map(str, pipeline),
+             target, dtype, *map(str, pipeline), *(() if wanted.memory is None else (
+                 f"memory {wanted.memory} {wanted.batch}",)),
              json.dumps({k: _content(k, v) for k, v in options.items()}, sort_keys=True,
                         default=str)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -239,10 +268,18 @@ def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, 
         "format": bundle.FORMAT, "arcompile": arcompile.__version__, **facts,
         "vocabulary": vocabulary, "graphs": [g.name for g in program.graphs],
         "info": dict(model.info), "defaults": dict(model.defaults), "tools": _tools(),
+        "plan": _plans(program, facts["target"]),
         **({"prompt": dict(model.prompt)} if model.prompt else {}),
         "files": {f.name: bundle.entry(f) for f in sorted(folder.iterdir())},
     }
     (folder / bundle.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _plans(p: Program, target: str) -> dict[str, Any]:
+    """Of one image and of two, guided and not: any other batch follows from those."""
+    memory = TARGETS[target].memory
+    return {name: [plan(p, memory, b, guided).parts() for b in (1, 2)]
+            for name, guided in (("guided", True), ("plain", False))}
 
 
 def _tools() -> dict[str, str]:

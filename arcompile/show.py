@@ -31,6 +31,7 @@ class Shown:
     program: Program
     built: Sequence[str] = ()
     weights: Weights | None = None
+    quality: Any = None  # the engine's report
 
 
 def open_shown(path: str, read: Callable[[], tuple[Program, Weights]]) -> Shown:
@@ -73,7 +74,8 @@ def _engine(folder: Path) -> Shown:
         raise ArcError(f"{folder} holds no program text", hint="rebuild the engine")
     bundle.verify(folder, {"files": {"program.arc": said, "program.json": manifest["files"].get(
         "program.json")}})
-    return Shown("engine", _text(folder / "program.arc"), manifest["passes"])
+    return Shown("engine", _text(folder / "program.arc"), manifest["passes"],
+                 quality=manifest.get("quality"))
 
 
 # --- passes --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.registry import Registry
 from arcompile.weights import Store
@@ -15,12 +16,14 @@ class Target:
     """Subclass, decorate with @target("name"), and implement `lower` and `open`.
 
     passes: the default pipeline, in order, visible here and nowhere else. dtypes: what it takes.
+    memory: how it uses memory, for plans.
     """
 
     name: ClassVar[str] = ""
     passes: ClassVar[str] = ""
     dtypes: ClassVar[tuple[str, ...]] = ("f32",)
     needs: ClassVar[tuple[str, ...]] = ()  # packages, for `doctor`
+    memory: ClassVar[Memory] = Memory()
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None]) -> None:

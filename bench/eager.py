@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from arcompile.family import Source
 
 # family -> the module whose `load(source)` makes its Eager
-EAGER = {"llamagen": "arcompile.bench.eager_llamagen"}
+EAGER = {"llamagen": "arcompile.bench.eager_llamagen", "var": "arcompile.bench.eager_var"}
 
 
 class Eager(Protocol):

@@ -48,6 +48,9 @@ SUITES = {s.name: s for s in (
     Suite("llamagen-B", "llamagen", "B", block=16, limits=VERTICAL),
     Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16),
     Suite("llamagen-L", "llamagen", "L", block=16),
+    Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20, block=3),
+    Suite("var-d16", "var", "d16", guidance=1.5, top_k=900, block=10,
+          limits={"eager_vs_image": 1.05}),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),
 )}
 

@@ -72,7 +72,7 @@ def annealed(high: int, low: int, kind: str, count: int) -> list[int]:
     def share(k: int) -> float:
         if kind == "cosine":
             return (math.cos(math.pi * k / max(count - 1, 1)) + 1) / 2
-        return float(k < count / 2) if kind == "two-stage" else (count - 1 - k) / max(count - 1, 1)
+        return float(k < count / 2) if kind == "two-stage" else 1 - k / max(count - 1, 1)
 
     return [math.floor(share(k) * (high - low) + 1e-9) + low for k in range(count)]
 

@@ -40,6 +40,18 @@ def test_list(capsys):
 
 
 @pytest.mark.ort
+def test_tiny_scales(tmp_path, capsys, monkeypatch):
+    """Steps of different sizes; the eager loop draws the same tokens."""
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "FLOATS", 1 << 22)
+    monkeypatch.setattr(machine, "PAUSE", 0.0)
+    bench.run("var-tiny", quick=True, as_json=True, out=tmp_path)
+    row = json.loads(capsys.readouterr().out)
+    assert row["tokens"] == {"equal": True, "compared": 14, "first_difference": None}
+    assert row["greedy"]["engine"]["n"] == 2  # of three scales the first wakes the threads
+
+
+@pytest.mark.ort
 def test_tiny_end_to_end(tmp_path, capsys, monkeypatch):
     """16 positions on both sides, from random weights to a row with every field."""
     monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))

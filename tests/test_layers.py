@@ -18,10 +18,12 @@ LAYERS = (
     ("program", "program_text", "weights", "sampling", "raster", "speculation",
      "safetensors", "walk"),
     ("rewrite",),
-    ("registry", "pipeline", "cost", "analysis", "bisect", "checkpoint", "torch_file", "digest"),
+    ("registry", "pipeline", "cost", "liveness", "plan", "analysis", "bisect", "checkpoint",
+     "torch_file", "digest"),
     ("target", "family"),
     ("nn", "export", "runtime"),
     ("passes", "kernels", "models", "targets"),
+    ("choose", "quality"),
     ("compile",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from arcompile.errors import ArcError
+from arcompile.plan import Plan, available, read_plan, refuse
 from arcompile.program import Program
 from arcompile.program_text import from_data
 from arcompile.runtime import bundle, request
@@ -97,6 +98,7 @@ class Engine:
         """
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
                          top_p, given)
+        self._fits(q)
         result = self._loop(q).run(on_step)
         runner = self.models.runner()
         pixels = result.env.get("pixels") if self.program.finish else None
@@ -106,6 +108,24 @@ class Engine:
             None if latents is None else runner.numpy(latents), result.timings,
             result.rounds if len(result.rounds) else None,
         )
+
+    def plan(self, batch: int = 1, guided: bool = True) -> Plan:
+        """What drawing `batch` images at once needs in memory. Raises ArcError."""
+        if batch < 1:
+            raise ArcError(f"batch must be 1 or more, got {batch}")
+        told = self.manifest.get("plan")
+        if not isinstance(told, dict):
+            raise ArcError("the engine holds no plan of its memory", hint="rebuild the engine")
+        pair = told.get("guided" if guided else "plain")
+        one, two = (read_plan(i + 1, guided, x) for i, x in enumerate(pair or (0, 0)))
+        return one.of(batch, two)
+
+    def _fits(self, q: Request) -> None:
+        """Raise ArcError before anything is allocated that this machine has no memory for."""
+        if "plan" in self.manifest:
+            need = self.plan(q.images, bool((q.guidance != 1).any()))
+            held = need.runtime + ("models" in self.__dict__) * need.weights
+            refuse(need, held, available())
 
     def logits(self, cond: Cond, tokens: Any) -> tuple[Array, Array]:
         """(conditional, unconditional) logits [B,N,V] with `tokens` [B,N] forced, step by step.

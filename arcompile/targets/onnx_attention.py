@@ -217,7 +217,8 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
         if "bias" in opt:
             return _biased(e, n, x, opt)
         keep = [opt["keep"]] if "keep" in opt else []
-        return _cached(e, n, *x[:3], opt["past"], keep, n.args[1].type.shape[2])
+        q, k, v = x[:3]
+        return _cached(e, n, q, k, v, opt["past"], keep, n.args[1].type.shape[2])
     same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
     if same and not opt and not causal:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])

@@ -16,6 +16,7 @@ from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Graph, Type, bind
 from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
+from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Target, target
@@ -218,6 +219,7 @@ class OrtCpu(Target):
     passes = ("fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention, fuse-sampling, "
               "dead-code")
     needs = ("onnxruntime", "onnx")
+    memory = Memory(arenas=True, in_place=True)
     provider = "CPUExecutionProvider"
     kernels = True  # our own, where they are built
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from arcompile.liveness import liveness, peak
 from arcompile.text import parse_graph
 
 analysis = pytest.importorskip("arcompile.analysis")
@@ -37,13 +38,13 @@ def test_as_networkx():
 
 
 def test_liveness():
-    live = analysis.liveness(DIAMOND, SIZES)
+    live = liveness(DIAMOND, SIZES)
     names = [{v.name for v in x.values} for x in live]
     assert names == [{"x", "z"}, {"x", "z", "0"}, {"z", "0", "1"}, {"z", "0", "1", "2"},
                      {"z", "1", "2", "3"}, {"z", "1", "3", "4"}]
     assert [x.bytes for x in live] == [len(n) * ROW for n in names]
-    assert analysis.peak(DIAMOND, SIZES).node.op == "matmul"
-    assert analysis.peak(parse_graph("graph e(%x: f32[4]) {\n  return y=%x\n}")) is None
+    assert peak(DIAMOND, SIZES).node.op == "matmul"
+    assert peak(parse_graph("graph e(%x: f32[4]) {\n  return y=%x\n}")) is None
 
 
 def test_critical_path():

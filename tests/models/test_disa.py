@@ -13,7 +13,8 @@ MAR = FAMILIES["mar"]
 
 
 @pytest.mark.parametrize("kind", ANNEALING)
-@pytest.mark.parametrize(("high", "low", "count"), [(50, 5, 64), (25, 25, 8), (9, 2, 4), (7, 3, 1)])
+@pytest.mark.parametrize(("high", "low", "count"), [
+    (50, 5, 64), (25, 25, 8), (9, 2, 4), (7, 3, 1)])
 def test_schedules(kind, high, low, count):
     found = annealed(high, low, kind, count)
     assert found[0] == high
@@ -45,7 +46,7 @@ def test_each_iteration_loops_over_its_own_table():
     table = m.weights["@mar.diffloss.schedule"]
     for n, at in zip((5, 4, 3, 2), rows, strict=True):
         np.testing.assert_array_equal(table[list(at)], ddpm(n))
-        assert respaced(n)[0], respaced(n)[-1] == (0, 999)  # each spans all of the time
+        assert (respaced(n)[0], respaced(n)[-1]) == (0, 999)  # each spans all of the time
     assert m.weights["@mar.diffloss.net.time_embed.rows"].shape == (14, 256)
 
 

@@ -85,7 +85,7 @@ def test_guidance_counts_tokens():
     p = FAMILIES["nar"].model(FAMILIES["nar"].random("tiny"), {}).program
     one = np.ones(1)
     for cfg_interval in range(1, 16):
-        q = Request({}, one.astype(np.uint64), 0 * one, 3 * one, one, 0 * one, one,
+        q = Request({"cond": 0 * one}, one.astype(np.uint64), 0 * one, 3 * one, one, 0 * one, one,
                     interval=cfg_interval - 1)
         before = np.cumsum([0, 1, 2, 3, 4, 3, 2])
         assert ((Loop(p, None, q).scales[:, 0] > 1) == (before <= cfg_interval)).all()

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "sha256.hpp"
@@ -180,8 +181,8 @@ void verify(const Bundle& b, const std::string& name, const Json& said) {
 
 Bundle Bundle::open(const std::string& given) {
   Bundle b{tidy(given), {}};
-  b.manifest = read_manifest(b.folder);
-  for (const auto& [name, said] : b.manifest["files"].items()) verify(b, name, said);
+  b.manifest = std::make_shared<const Json>(read_manifest(b.folder));
+  for (const auto& [name, said] : (*b.manifest)["files"].items()) verify(b, name, said);
   if (!b.holds("program.json")) {
     throw Error("the manifest of " + b.folder + " does not list program.json");
   }
@@ -192,11 +193,19 @@ Json Bundle::read(const std::string& file, const char* what) const {
   return read_json(path(file), what);
 }
 
+bool Bundle::holds(const std::string& file) const { return (*manifest)["files"].contains(file); }
+
+bool Bundle::has(const char* key) const { return manifest->contains(key); }
+
+const std::string& Bundle::word(const char* key) const {
+  return (*manifest)[key].get_ref<const std::string&>();
+}
+
 fs::path Bundle::path(const std::string& file) const { return fs::path(folder) / file; }
 
 std::int64_t Bundle::number(std::initializer_list<const char*> keys,
                             std::int64_t otherwise) const {
-  const Json* at = &manifest;
+  const Json* at = manifest.get();
   for (const char* key : keys) {
     if (at->is_array() && !at->empty()) {
       at = &(*at)[0];

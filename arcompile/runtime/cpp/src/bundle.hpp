@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <initializer_list>
+#include <memory>
 #include <string>
 
 #include "text.hpp"
@@ -10,12 +12,14 @@ namespace arc {
 
 struct Bundle {
   std::string folder;  // as messages write it
-  Json manifest;
+  std::shared_ptr<const Json> manifest;
 
   // The manifest, and every file it lists byte for byte what was written.
   static Bundle open(const std::string& folder);
   Json read(const std::string& file, const char* what) const;
-  bool holds(const std::string& file) const { return manifest["files"].contains(file); }
+  bool holds(const std::string& file) const;
+  bool has(const char* key) const;  // does the manifest say so?
+  const std::string& word(const char* key) const;
   std::filesystem::path path(const std::string& file) const;
   // A whole number of the manifest at `keys`; `otherwise` where there is none.
   std::int64_t number(std::initializer_list<const char*> keys, std::int64_t otherwise) const;

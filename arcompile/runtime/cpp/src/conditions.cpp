@@ -177,7 +177,7 @@ void check_arrays(const Facts& e, Fed& found) {
     const auto* at = (*cond)->as<std::int64_t>();
     *cond = class_ids(e, Classes(at, at + (*cond)->size()));
   }
-  if (e.bundle.manifest.contains("prompt") && get("input_ids") && get("mask")) {
+  if (e.bundle.has("prompt") && get("input_ids") && get("mask")) {
     check_prompt(e, **get("input_ids"), **get("mask"));
   }
 }
@@ -185,7 +185,7 @@ void check_arrays(const Facts& e, Fed& found) {
 [[noreturn]] void wrong_kind(const Facts& e, const char* got) {
   std::vector<std::string> each;
   for (const auto& [name, type] : e.program.inputs) each.push_back(name + ": " + type.str());
-  throw Error("family " + e.bundle.manifest["family"].get<std::string>() +
+  throw Error("family " + e.bundle.word("family") +
                   " takes arrays by name, got " + got,
               "give {" + joined(each) + "}");
 }
@@ -195,7 +195,7 @@ bool takes_classes(const Program& p) { return p.inputs.size() == 1 && p.inputs[0
 }  // namespace
 
 Fed conditions(const Facts& e, const Request& r) {
-  const bool prompts = e.bundle.manifest.contains("prompt");
+  const bool prompts = e.bundle.has("prompt");
   Fed found;
   if (const auto* ids = std::get_if<Classes>(&r.condition)) {
     if (takes_classes(e.program)) return {{"cond", class_ids(e, *ids)}};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <nlohmann/json.hpp>
 #include <thread>
 
 #include "loop.hpp"
@@ -21,8 +22,7 @@ int cores() {
   return static_cast<int>(std::max(1U, std::thread::hardware_concurrency()));
 }
 
-std::string provider_of(const Json& manifest) {
-  const auto& target = manifest["target"].get_ref<const std::string&>();
+std::string provider_of(const std::string& target) {
   if (target == "ort-cpu") return "CPUExecutionProvider";
   throw Error("target " + quoted(target) + " cannot be run by this library",
               "build the engine with --target ort-cpu");
@@ -54,8 +54,8 @@ class Engine::Impl {
  public:
   Impl(const std::string& folder, const Options& options)
       : bundle_(Bundle::open(folder)), program_(read_program(bundle_)),
-        labels_(read_labels(bundle_)), defaults_(read_defaults(bundle_.manifest)),
-        models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.manifest),
+        labels_(read_labels(bundle_)), defaults_(read_defaults(*bundle_.manifest)),
+        models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.word("target")),
                                                options.kernels),
                 bundle_.folder, options.threads > 0 ? options.threads : cores()) {}
 
@@ -91,7 +91,7 @@ class Engine::Impl {
   }
 
   Array encode(const View& pixels) const {
-    const Json& m = bundle_.manifest;
+    const Json& m = *bundle_.manifest;
     const Json graphs = m.value("graphs", Json::array());
     if (std::find(graphs.begin(), graphs.end(), "encode") == graphs.end()) {
       throw Error("this engine has no image encoder",
@@ -119,7 +119,7 @@ class Engine::Impl {
     for (const auto& [name, type] : program_.state) {
       out.state += count(type.shape_of(sizes)) * size_of(type.dtype);
     }
-    for (const auto& [name, said] : bundle_.manifest["files"].items()) {
+    for (const auto& [name, said] : (*bundle_.manifest)["files"].items()) {
       const bool weights = name.size() > 12 && name.compare(name.size() - 12, 12, ".safetensors") == 0;
       if (weights) out.weights += said["bytes"].get<std::size_t>();
     }
@@ -129,9 +129,7 @@ class Engine::Impl {
   const Bundle& bundle() const { return bundle_; }
   const std::vector<std::string>& labels() const { return labels_; }
   const std::map<std::string, double>& defaults() const { return defaults_; }
-  const std::string& family() const {
-    return bundle_.manifest["family"].get_ref<const std::string&>();
-  }
+  const std::string& family() const { return bundle_.word("family"); }
   std::string runtime() const { return models_.library().about(); }
 
  private:
@@ -206,7 +204,7 @@ Plan Engine::plan(std::int64_t images, bool guided) const { return impl_->plan(i
 const std::string& Engine::family() const { return impl_->family(); }
 
 std::string Engine::manifest() const {
-  return impl_->bundle().manifest.dump(1, ' ', false, Json::error_handler_t::replace);
+  return impl_->bundle().manifest->dump(1, ' ', false, Json::error_handler_t::replace);
 }
 
 const std::vector<std::string>& Engine::labels() const { return impl_->labels(); }
