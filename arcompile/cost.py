@@ -68,7 +68,7 @@ class _At:
 
 # Flops per element of the first result, where it is not one.
 PER_ELEMENT = {
-    "rope": 3, "layer_norm": 8, "group_norm": 8, "rms_norm": 4, "residual_norm": 5, "l2_norm": 3,
+    "rope": 3, "layer_norm": 8, "group_norm": 8, "group_norm_silu": 12, "rms_norm": 4, "residual_norm": 5, "l2_norm": 3,
     "softmax": 5, "silu": 4, "sigmoid": 4, "swiglu": 5, "gelu": 8, "draw": 3, "filter_logits": 8,
     "quantize_rows": 4,
     **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",

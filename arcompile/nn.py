@@ -66,7 +66,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, kv_heads: int, scale:
         last = torch.where(at[:, :1] > 0, last, at)
     seen = slot <= last[:, :, None]
     if keep is not None:
-        seen = seen & (keep[:, None, :] | (slot == at[:, :, None]))
+        own = slot == at[:, :, None]
+        seen = seen & (keep[:, None, :] if past is None else keep[:, None, :] | own)
     add = torch.zeros(seen.shape, dtype=q.dtype).masked_fill(~seen, float("-inf"))[:, None]
     if bias is not None:
         add = add + bias

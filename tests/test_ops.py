@@ -141,6 +141,8 @@ case("residual_norm", f32(3, 4), f32(3, 4), f32(4),
      of=lambda x, y, w: (F.rms_norm(x + y, (4,), w, 1e-5), x + y), eps=1e-5)
 case("group_norm", f32(2, 6, 3, 3), f32(6), f32(6),
      of=lambda x, w, b: F.group_norm(x, 3, w, b, 1e-6), groups=3, eps=1e-6)
+case("group_norm_silu", f32(2, 6, 3, 3), f32(6), f32(6),
+     of=lambda x, w, b: F.silu(F.group_norm(x, 3, w, b, 1e-6)), groups=3, eps=1e-6)
 case("group_norm", f32(2, 6, 5), f32(6), f32(6),
      of=lambda x, w, b: F.group_norm(x, 2, w, b, 1e-6), groups=2, eps=1e-6)
 for _ax in (-1, 1):
@@ -238,12 +240,14 @@ def test_attention(mask, groups, extra):
     r, s, t, heads, e = 2, 3, 7, 4, 8
     q, k, v = f32(r, s, heads * e), f32(r, t, groups * e), f32(r, t, groups * 6)
     more = {"past": np.array([1, 4], np.int32), "keep": bools(r, t), "bias": f32(r, 1, s, t)}
+    more["keep"][:, 0] = True  # nobody may see nothing
     start = more["past"] if "past" in extra else np.full(r, t - s)
     add = torch.zeros(r, 1, s, t)
     for i, j, slot in itertools.product(range(r), range(s), range(t)):
         own = start[i] + j
         seen = slot <= (own if mask == "causal" else start[i] + s - 1)
-        if "keep" in extra and slot != own and not more["keep"][i, slot]:
+        hidden = "keep" in extra and not more["keep"][i, slot]
+        if hidden and not (slot == own and "past" in extra):
             seen = False
         add[i, 0, j, slot] = 0 if seen else -torch.inf
     if "bias" in extra:

@@ -98,9 +98,11 @@ def visible(q_len: int, k_len: int, past: Array | None, mask: str, keep: Array |
     if mask == "prefix":
         last = np.where(at[:, :1] > 0, last, at)
     seen = slot <= last[:, :, None]
-    if keep is not None:  # a dropped slot is still seen by its own query
-        seen = seen & (keep[:, None, :] | (slot == at[:, :, None]))
-    return seen
+    if keep is None:
+        return seen
+    if past is None:  # keys of something else: no slot is a query's own
+        return seen & keep[:, None, :]
+    return seen & (keep[:, None, :] | (slot == at[:, :, None]))
 
 
 @op("attention", _attention)
@@ -110,7 +112,7 @@ def attention(q: Array, k: Array, v: Array, *more: Array, heads: int, kv_heads: 
 
     q [r,s,h*e]; k, v [r,t,g*e] or caches [r,g,S,e]. `extra` names the further operands, in order:
     past i32[r] (slots filled before this call; without it the last query sits at the last key),
-    keep bool[r,t] (slots that may be seen; a query always sees its own slot), bias f32
+    keep bool[r,t] (slots that may be seen; with past a query always sees its own), bias f32
     broadcastable to [r,h,s,t], added to the scores. mask: causal sees slots up to its own, full
     sees every slot up to that of the last query, prefix is causal in the first call (past = 0)
     and full in later ones: a prompt, then groups of tokens.

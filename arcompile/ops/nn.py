@@ -123,6 +123,13 @@ def group_norm(x: Array, w: Array, b: Array, *, groups: int, eps: float) -> Arra
     return (y.reshape(x.shape) * w.reshape(shape) + b.reshape(shape)).astype(x.dtype)
 
 
+@op("group_norm_silu", _group_norm)
+def group_norm_silu(x: Array, w: Array, b: Array, *, groups: int, eps: float) -> Array:
+    """silu(group_norm(x, w, b))."""
+    y = group_norm(x, w, b, groups=groups, eps=eps)
+    return y / (1 + np.exp(-y))
+
+
 @op("l2_norm", lambda x, *, axis, eps: floating(x))
 def l2_norm(x: Array, *, axis: int, eps: float) -> Array:
     """x / max(|x|, eps) along one axis."""

@@ -278,22 +278,28 @@ def _residual_norm(e: Nodes, x: str, y: str, weight: str, eps: str = "", *,
     return [norm, total]
 
 
-@lowers("group_norm")
+@lowers("group_norm", "group_norm_silu")
 def group_norm(e: Emitter, n: Node, x: list[str]) -> str:
+    groups, silu = n.attrs["groups"], n.op == "group_norm_silu"
+    body = partial(_group_norm, shape=n.args[0].type.shape, groups=groups, epsilon=n.attrs["eps"],
+                   silu=silu)
+    if not _f32(n):
+        return body(e, *x)
+    return str(e.kernel("GroupNormSilu" if silu else "GroupNorm", body, *x, e.const([groups]),
+                        e.float([n.attrs["eps"]])))
+
+
+def _group_norm(e: Nodes, x: str, w: str, b: str, *told: str, shape: Any, groups: int,
+                epsilon: float, silu: bool) -> str:
     """Each group is an instance: reshape, normalise, scale and shift per channel."""
-    shape, groups = n.args[0].type.shape, n.attrs["groups"]
-    flat = e.op("Reshape", x[0], e.const([0, groups, -1]))
+    flat = e.op("Reshape", x, e.const([0, groups, -1]))
     unit = e.op("InstanceNormalization", flat, e.float(np.ones(groups)), e.float(np.zeros(groups)),
-                epsilon=n.attrs["eps"])
-    back = e.reshape(unit, (), shape) if _one_unknown(shape) else e.op(
-        "Reshape", unit, e.op("Shape", x[0]))
-    column = [shape[1], *[1] * (len(shape) - 2)]
-    w, b = (e.op("Reshape", v, e.const(column)) for v in x[1:])
-    return e.op("Add", e.op("Mul", back, w), b)
-
-
-def _one_unknown(shape: Any) -> bool:
-    return sum(isinstance(d, str) for d in shape) <= 1
+                epsilon=epsilon)
+    back = e.op("Reshape", unit, e.op("Shape", x))
+    column = e.const([-1, *[1] * (len(shape) - 2)])
+    w, b = e.op("Reshape", w, column), e.op("Reshape", b, column)
+    y = e.op("Add", e.op("Mul", back, w), b)
+    return str(e.ms("QuickGelu", y, alpha=1.0) if silu else y)
 
 
 @lowers("l2_norm")

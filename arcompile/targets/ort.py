@@ -216,8 +216,8 @@ def _few(p: Program, graph: str) -> bool:
 class OrtCpu(Target):
     """ONNX Runtime on the CPU."""
 
-    passes = ("fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention, fuse-sampling, "
-              "dead-code")
+    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
+              "fuse-sampling, dead-code")
     needs = ("onnxruntime", "onnx")
     memory = Memory(arenas=True, in_place=True)
     provider = "CPUExecutionProvider"

@@ -11,7 +11,7 @@ from arcompile.bisect import bisect
 from arcompile.ir import Builder
 from arcompile.pipeline import Pass
 from arcompile.program import Program, raster
-from arcompile.rewrite import Rule
+from arcompile.rewrite import Rule, rewrite
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +73,26 @@ def test_a_rewrite_is_blamed(limit):
 
 def test_a_program_pass_is_blamed():
     assert bisect(program(), PASSES, lambda p: p.cache == "full") == "rewrite 10 of 11: cache"
+
+
+class Raises(Pass):
+    name = "raises"
+
+    def __call__(self, p):
+        if relus(p) >= 3:
+            raise ValueError("three")
+        return p
+
+
+def test_a_pipeline_that_raises():
+    """The pass itself, or the rewrite without which it does not."""
+    found = bisect(program(), [Nothing(), ReluPass(), Raises()], lambda p: True)
+    assert found == "rewrite 4 of 10: Relu at %2, and then ValueError: three"
+    found = bisect(program(), [Raises()], lambda p: p.cache != "full")
+    assert found == "the input program, before any rewrite"
+    two = replace(program(), graphs=(rewrite(program().graphs[0], [Relu()]),))
+    found = bisect(two, [Nothing(), Raises()], lambda p: True)
+    assert found == "rewrite 2 of 2: raises, and then ValueError: three"
 
 
 def test_good_and_bad_from_the_start():

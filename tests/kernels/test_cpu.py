@@ -14,7 +14,7 @@ from onnx import helper as h
 from arcompile.errors import ArcError
 from arcompile.kernels import cpu
 from arcompile.ops.attention import attention
-from arcompile.ops.nn import residual_norm, swiglu
+from arcompile.ops.nn import group_norm, group_norm_silu, residual_norm, swiglu
 from arcompile.ops.sampling import draw, filter_logits
 from arcompile.targets.onnx_attention import MASKS
 
@@ -34,6 +34,8 @@ class Lanes(ctypes.Structure):
         ("attend", ctypes.CFUNCTYPE(None, F32, I64, I64, F32, F32, I64, I64, I32, ctypes.c_float,
                                     F32, F32, I64)),
         ("residual_norm", ctypes.CFUNCTYPE(None, F32, F32, F32, F32, F32, I64, ctypes.c_float)),
+        ("group_norm", ctypes.CFUNCTYPE(None, F32, F32, F32, F32, I64, I64, ctypes.c_float,
+                                        ctypes.c_bool)),
         ("masses", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, I64, ctypes.c_float)),
     ]
 
@@ -111,6 +113,17 @@ def test_residual_norm(lanes):
         assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(("silu", "meaning"), [(False, group_norm), (True, group_norm_silu)])
+@pytest.mark.parametrize("area", [9, 64, 5000])
+def test_group_norm(lanes, silu, meaning, area):
+    x = RNG.standard_normal((1, 3, area), np.float32) * 5 + 100
+    weight, bias = RNG.standard_normal((2, 3), np.float32)
+    y = np.empty_like(x)
+    lanes.group_norm(at(x), at(weight), at(bias), at(y), 3, area, 1e-6, silu)
+    want = meaning(x.astype(np.float64), weight, bias, groups=1, eps=1e-6)
+    assert np.allclose(y, want, atol=1e-4)
+
+
 def test_masses(lanes):
     x = np.linspace(-100, 0, 1027, dtype=np.float32)
     x[::7], p = -np.inf, np.full(1027, np.nan, np.float32)
@@ -148,6 +161,15 @@ def test_residual_norm_of_many_rows(library):
     found = run(library, "ResidualNorm", x, y, weight, eps, outs=2)
     for got, want in zip(found, wants, strict=True):
         assert np.allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "meaning"),
+                         [("GroupNorm", group_norm), ("GroupNormSilu", group_norm_silu)])
+def test_group_norm_of_images(library, name, meaning):
+    x = RNG.standard_normal((2, 8, 5, 7), np.float32)
+    weight, bias = RNG.standard_normal((2, 8), np.float32)
+    got = run(library, name, x, weight, bias, np.array([4]), np.array([1e-5], np.float32))
+    assert np.allclose(got, meaning(x, weight, bias, groups=4, eps=1e-5), atol=1e-5)
 
 
 @pytest.mark.parametrize("mask", MASKS)

@@ -1,5 +1,5 @@
 // The inner loops; ARC_ISA names the instruction set this copy is compiled for. Meanings:
-// arcompile/ops (matmul, swiglu, attention, residual_norm, draw), which tests compare them with. No templates of the standard
+// arcompile/ops (matmul, swiglu, attention, norms, draw), which tests compare them with. No templates of the standard
 // library here: the linker would keep one copy of theirs for all instruction sets.
 #include "lanes.h"
 
@@ -189,6 +189,46 @@ void residual_norm(const float* x, const float* y, const float* weight, float* n
   for (i = 0; i < count; ++i) norm[i] = total[i] * scale * weight[i];
 }
 
+// The sum of (x - from)^power over count values: in short stretches, so that f32 is enough.
+template <int POWER>
+double moment(const float* x, int64_t count, float from) {
+  constexpr int64_t STRETCH = 4096;
+  double total = 0;
+  for (int64_t at = 0; at < count; at += STRETCH) {
+    const int64_t end = smaller(at + STRETCH, count);
+    int64_t i = at;
+    F32 part = {};
+    for (; i + LANES <= end; i += LANES) {
+      const F32 d = load(x + i) - from;
+      part += POWER == 1 ? d : d * d;
+    }
+    total += sum(part);
+    for (; i < end; ++i) total += POWER == 1 ? x[i] - from : (x[i] - from) * (x[i] - from);
+  }
+  return total;
+}
+
+void group_norm(const float* x, const float* weight, const float* bias, float* y,
+                int64_t channels, int64_t area, float eps, bool silu) {
+  const int64_t count = channels * area;
+  const float mean = static_cast<float>(moment<1>(x, count, 0) / count);
+  const float unit = 1.0f / std::sqrt(static_cast<float>(moment<2>(x, count, mean) / count) + eps);
+  for (int64_t c = 0; c < channels; ++c) {
+    const float scale = unit * weight[c], shift = bias[c] - mean * scale;
+    const float* from = x + c * area;
+    float* to = y + c * area;
+    int64_t i = 0;
+    for (; i + LANES <= area; i += LANES) {
+      const F32 v = load(from + i) * scale + shift;
+      store(to + i, silu ? v / (1.0f + exp(-v)) : v);
+    }
+    for (; i < area; ++i) {
+      const float v = from[i] * scale + shift;
+      to[i] = silu ? v / (1.0f + std::exp(-v)) : v;
+    }
+  }
+}
+
 // --- masses -----------------------------------------------------------------------------------------
 
 float masses(const float* x, float* p, int64_t count, float peak) {
@@ -210,7 +250,7 @@ float masses(const float* x, float* p, int64_t count, float peak) {
 #define ARC_NAME(x) ARC_TEXT(x)
 extern const Lanes table;
 const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, attend, residual_norm,
-                     masses};
+                     group_norm, masses};
 
 }  // namespace ARC_ISA
 }  // namespace arc

@@ -21,6 +21,10 @@ struct Lanes {
   // sum = x + y; norm = sum / sqrt(mean(sum^2) + eps) * weight: one row.
   void (*residual_norm)(const float* x, const float* y, const float* weight, float* norm,
                         float* sum, int64_t count, float eps);
+  // One group of channels, each `area` long: to mean 0 and variance 1 over the group, then weight
+  // and bias per channel, then silu where wanted.
+  void (*group_norm)(const float* x, const float* weight, const float* bias, float* y,
+                     int64_t channels, int64_t area, float eps, bool silu);
   // p = e^(x - peak), and their sum. e^-inf is 0.
   float (*masses)(const float* x, float* p, int64_t count, float peak);
 };

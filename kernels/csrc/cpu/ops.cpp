@@ -127,6 +127,20 @@ void residual_norm(void*, ort::Context* c) {
   });
 }
 
+// x [n,c,...], weight and bias [c], groups i64[1], eps [1] -> like x
+template <bool SILU>
+void group_norm(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), weight = input(c, 1), bias = input(c, 2), groups = input(c, 3),
+               eps = input(c, 4), y = output(c, x.dims);
+  const int64_t each_group = x.dims[1] / groups.i64()[0], tasks = x.dims[0] * groups.i64()[0];
+  const int64_t area = x.dims[0] ? x.count() / x.dims[0] / x.dims[1] : 0;
+  each(c, tasks, [&](int64_t task) {
+    const int64_t first = task % groups.i64()[0] * each_group, at = task * each_group * area;
+    lanes().group_norm(x.f32() + at, weight.f32() + first, bias.f32() + first, y.f32() + at,
+                       each_group, area, eps.f32()[0], SILU);
+  });
+}
+
 // logits [b,c,v] and one temperature, top_k and top_p per image
 void filter(void*, ort::Context* c) {
   const Tensor x = input(c, 0), temperature = input(c, 1), top_k = input(c, 2), top_p = input(c, 3),
@@ -183,6 +197,8 @@ const std::array OPS = {
     declare("SwiGLU", {F, F}, {F}, swiglu),
     declare("CachedAttention", {F, F, F, I, I, F}, {F}, cached_attention),
     declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
+    declare("GroupNorm", {F, F, F, I, F}, {F}, group_norm<false>),
+    declare("GroupNormSilu", {F, F, F, I, F}, {F}, group_norm<true>),
     declare("FilterLogits", {F, F, I, F, I}, {F}, filter),
     declare("Draw", {F, F, F}, {I}, draw),
 };
