@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from arcompile.family import Source
 
 # family -> the module whose `load(source)` makes its Eager
-EAGER = {"llamagen": "arcompile.bench.eager_llamagen", "var": "arcompile.bench.eager_var"}
+EAGER = {"llamagen": "arcompile.bench.eager_llamagen", "var": "arcompile.bench.eager_var",
+         "mar": "arcompile.bench.eager_mar"}
 
 
 class Eager(Protocol):

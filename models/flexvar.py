@@ -84,7 +84,7 @@ class Net(nn.Module):
 
 @family("flexvar")
 class FlexVar(Family):
-    """A step a scale; attention to all earlier scales; any schedule; class-conditional."""
+    """A step a scale; attention to all earlier scales; any schedule. SAR's weights are alike."""
 
     order = "scales"
     licence = "MIT"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from arcompile import nn as arc
 from arcompile.checkpoint import Weights as Tensors
-from arcompile.checkpoint import match
 from arcompile.errors import ArcError
 from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family
@@ -25,8 +24,7 @@ from arcompile.ir import Type
 from arcompile.models import multiscale_vq, var
 from arcompile.models.adaln import Block, HeadNorm
 from arcompile.models.multiscale_vq import MultiScaleVQ, cells
-from arcompile.models.parts import bind, state, view
-from arcompile.models.random import weights
+from arcompile.models.parts import coder, view
 from arcompile.models.scales import PUBLISHED, from_tables, starts
 from arcompile.program import Call, Draw, Program, Step
 
@@ -169,7 +167,7 @@ class Hmar(Family):
 
     order = "scales, refined"
     licence = "NVIDIA OneWay Noncommercial (weights and upstream code)"
-    verified = "an independent transcription of the loop on random weights; no upstream golden"
+    verified = "tokens of a plain transcription of upstream's facts, on random weights"
     sizes: ClassVar = SIZES
     options: ClassVar = {
         **var.OPTIONS,
@@ -193,24 +191,18 @@ class Hmar(Family):
             make = {}
         with torch.device("meta"):
             net = Net(c, multiscale_vq.published(c.patch_nums, **make))
-        facts = {"patch_nums": ",".join(map(str, c.patch_nums))}
-        return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed),
-                      metadata=facts)
+        return var.invent(net, seed)
 
     def model(self, source: Source, options: Options) -> Model:
-        t = source.tensors
         if source.decoder is None:
             raise ArcError("HMAR makes each scale's input with VAR's image tokenizer, and none is "
                            "given", hint="give --decoder vae_ch160v4096z32.pth")
         c = config(source, options)
         with torch.device("meta"):
             net = Net(c, var.tokenizer(source.decoder, c))
-        match(t, state(net.gpt), ignore=var.IGNORE, what="HMAR")
-        match(source.decoder, state(net.vae), ignore=multiscale_vq.IGNORE, what="VAR's tokenizer")
-        bound = bind({"gpt.": t, "vae.": source.decoder}, state(net))
         told = var.info(c, net.vae)
         guidance, top_k = DEFAULTS.get(told["size"], (1.7, 1000))
-        return Model(net, entries(net, c), program(c), bound, told,
+        return Model(net, entries(net, c), program(c), var.bound(source, net, "HMAR"), told,
                      defaults={"guidance": guidance, "top_k": top_k, "top_p": 0.99})
 
 
@@ -261,7 +253,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("prompt", net.gpt.prompt, {"cond": "i64[b]", **row, "is_null": "bool[r]"}),
         Entry("step", net.gpt.step, {**x, "ada": f"f32[r,{6 * c.layers + 2},{c.dim}]"}),
         *var.feeds(net, c.patch_nums, f_hat),
-        Entry("decode", net.vae.decode, {"f_hat": f_hat}),
+        *coder(net.vae, {"f_hat": f_hat}, side, side),
     ]
     if any(len(r) > 1 for r in c.rows):
         count = 6 * (c.base + c.refine) + 2
@@ -269,9 +261,6 @@ def entries(net: Net, c: Config) -> list[Entry]:
                            {**x, "ada_mask": f"f32[r,{count},{c.dim}]"}))
     for s, r in enumerate(c.rows):
         found += [_doubt(net, s, turn, f_hat) for turn in range(len(r) if len(r) > 1 else 0)]
-    if net.vae.has_encoder:
-        px = side * net.vae.factor
-        found.append(Entry("encode", net.vae.encode, {"pixels": f"f32[b,3,{px},{px}]"}))
     return found
 
 

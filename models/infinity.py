@@ -222,7 +222,8 @@ class Infinity(Family):
 
     order = "scales"
     licence = "MIT"
-    verified = "greedy bits and pixels of upstream on a tiny checkpoint"
+    verified = ("greedy bits and pixels of upstream on a tiny checkpoint; encoding and 8B's cells "
+                "of a plain transcription")
     sizes: ClassVar = SIZES
     options: ClassVar = {
         "h_div_w": "height by width of the picture, to the nearest published (default 1.0)",
@@ -350,7 +351,8 @@ def entries(net: Net, c: Config) -> list[Entry]:
         found.append(Entry("decode", net.vae.decode, {"f_hat": f_hat}))
         if net.vae.has_encoder:
             px = ",".join(str(n * net.vae.factor) for n in (h, w))
-            found.append(Entry("encode", view(net, "vae.encoder").encode, {"pixels": f"f32[b,3,{px}]"}))
+            encode = view(net, "vae.encoder").encode
+            found.append(Entry("encode", encode, {"pixels": f"f32[b,3,{px}]"}))
     return found
 
 

@@ -25,7 +25,7 @@ from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models.hf_llama import Decoder, Shape, kept, rope
 from arcompile.models.llama import RopeTable
-from arcompile.models.parts import bind, settings, state
+from arcompile.models.parts import bind, coder, settings, state
 from arcompile.models.random import weights
 from arcompile.models.scales import MOST
 from arcompile.models.vq import IGNORE, VQ, published
@@ -330,19 +330,15 @@ def shape(text: Mapping[str, Any], dim: int, layers: int, rows: list[int]) -> Sh
 
 def entries(net: Net, c: Config) -> list[Entry]:
     cache = f"f32[r,{c.text.kv},t,{c.text.head}]"
-    found = [
+    return [
         Entry("prompt", net.gpt.prompt, {"input_ids": "i64[b,p]", "mask": "bool[b,p]",
                                          "image": "i64[r]", "is_null": "bool[r]"}),
         Entry("step", net.gpt.step, {"x": f"f32[r,s,{c.text.dim}]", "past": "i32[r]",
                                      "noise": "f32[b,c,2]", "keep": "bool[r,t]",
                                      **dict.fromkeys(names(c), cache)}),
         Entry("feed", net.gpt.feed, {"token": "i64[b,c]", "image": "i64[r]"}),
-        Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}),
+        *coder(net.vq, {"tokens": f"i64[b,{c.positions}]"}, c.grid, c.grid),
     ]
-    if net.vq.has_encoder:
-        side = c.grid * net.vq.factor
-        found.append(Entry("encode", net.vq.encode, {"pixels": f"f32[b,3,{side},{side}]"}))
-    return found
 
 
 def names(c: Config) -> list[str]:

@@ -23,7 +23,7 @@ from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models import t5
 from arcompile.models.llama import Block, RopeTable, grid_rope
-from arcompile.models.parts import bind, state
+from arcompile.models.parts import bind, coder, state
 from arcompile.models.random import weights
 from arcompile.models.scales import MOST
 from arcompile.models.vq import IGNORE, VQ, published
@@ -270,10 +270,7 @@ def entries(net: Net, c: Config) -> list[Entry]:
         Entry("feed", net.gpt.feed, {"token": "i64[b,c]", "image": "i64[r]"}),
     ]
     if hasattr(net, "vq"):
-        found.append(Entry("decode", net.vq.decode, {"tokens": f"i64[b,{c.positions}]"}))
-        if net.vq.has_encoder:
-            side = c.grid * net.vq.factor
-            found.append(Entry("encode", net.vq.encode, {"pixels": f"f32[b,3,{side},{side}]"}))
+        found += coder(net.vq, {"tokens": f"i64[b,{c.positions}]"}, c.grid, c.grid)
     return found
 
 

@@ -61,7 +61,8 @@ class NAR(Family):
 
     order = "anti-diagonals"
     licence = "MIT"
-    verified = "greedy tokens of upstream on a tiny class-conditional checkpoint"
+    verified = ("greedy tokens of upstream on a tiny class-conditional checkpoint; logits after "
+                "captions of a plain transcription")
     sizes = SIZES
     options: ClassVar = llamagen.LlamaGen.options
 

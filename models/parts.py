@@ -11,6 +11,7 @@ from typing import Any
 from arcompile.checkpoint import Weights as Tensors
 from arcompile.checkpoint import check_finite
 from arcompile.errors import ArcError
+from arcompile.export import Entry
 from arcompile.family import Source
 from arcompile.weights import Array, Weights
 
@@ -57,6 +58,18 @@ def bind(sources: Mapping[str, Any], names: Mapping[str, Any]) -> Weights:
         prefix = next(p for p in sources if name.startswith(p))
         made[f"@{name}"] = loader(sources[prefix], name[len(prefix) :])
     return Weights(made)
+
+
+def coder(tokenizer: Any, latent: Mapping[str, str], height: int, width: int) -> list[Entry]:
+    """The graphs of an image tokenizer: `decode` of `latent`, and `encode` where it has an encoder.
+
+    height, width: of the picture in cells.
+    """
+    found = [Entry("decode", tokenizer.decode, latent)]
+    if tokenizer.has_encoder:
+        px = f"{height * tokenizer.factor},{width * tokenizer.factor}"
+        found.append(Entry("encode", tokenizer.encode, {"pixels": f"f32[b,3,{px}]"}))
+    return found
 
 
 def shape(t: Tensors, key: str, rank: int) -> tuple[int, ...]:

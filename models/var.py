@@ -25,10 +25,11 @@ from arcompile.ir import Type
 from arcompile.models import multiscale_vq
 from arcompile.models.adaln import Block, HeadNorm, linear
 from arcompile.models.multiscale_vq import MultiScaleVQ, cells
-from arcompile.models.parts import bind, state, view
+from arcompile.models.parts import bind, coder, state, view
 from arcompile.models.random import weights
 from arcompile.models.scales import PUBLISHED, from_tables, starts
 from arcompile.program import Call, Draw, Program, scales
+from arcompile.weights import Weights
 
 # name -> (width, layers, heads)
 SIZES = {"d16": (1024, 16, 16), "d20": (1280, 20, 20), "d24": (1536, 24, 24),
@@ -161,22 +162,16 @@ class Var(Family):
             make = {}
         with torch.device("meta"):
             net = Net(c, multiscale_vq.published(c.patch_nums, **make))
-        facts = {"patch_nums": ",".join(map(str, c.patch_nums))}
-        return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed),
-                      metadata=facts)
+        return invent(net, seed)
 
     def model(self, source: Source, options: Options) -> Model:
-        t = source.tensors
         if source.decoder is None:
             raise ArcError("VAR makes each scale's input with its image tokenizer, and none is "
                            "given", hint="give --decoder vae_ch160v4096z32.pth")
         c = config(source, options)
         with torch.device("meta"):
             net = Net(c, tokenizer(source.decoder, c))
-        match(t, state(net.gpt), ignore=IGNORE, what="VAR")
-        match(source.decoder, state(net.vae), ignore=multiscale_vq.IGNORE, what="VAR's tokenizer")
-        bound = bind({"gpt.": t, "vae.": source.decoder}, state(net))
-        return Model(net, entries(net, c), program(c), bound, info(c, net.vae),
+        return Model(net, entries(net, c), program(c), bound(source, net, "VAR"), info(c, net.vae),
                      defaults={"guidance": 1.5, "top_k": 900, "top_p": 0.96})
 
 
@@ -186,6 +181,20 @@ _BLOCK = {f"attn.{k}" for k in ("mat_qkv.weight", "q_bias", "v_bias", "zero_k_bi
                                 "proj.bias", "scale_mul_1H11")}
 _BLOCK |= {f"{m}.{k}" for m in ("ffn.fc1", "ffn.fc2", "ada_lin.1") for k in ("weight", "bias")}
 _BLOCK |= {"ada_gss"}
+
+
+def invent(net: Any, seed: int) -> Source:
+    """Random weights of a transformer and its multi-scale tokenizer."""
+    facts = {"patch_nums": ",".join(map(str, net.vae.patch_nums))}
+    return Source(weights(state(net.gpt), seed), weights(state(net.vae), seed), metadata=facts)
+
+
+def bound(source: Source, net: Any, what: str) -> Weights:
+    """The weights of a transformer and its multi-scale tokenizer, checked."""
+    decoder = source.decoder or Tensors("no file", {})
+    match(source.tensors, state(net.gpt), ignore=IGNORE, what=what)
+    match(decoder, state(net.vae), ignore=multiscale_vq.IGNORE, what="VAR's tokenizer")
+    return bind({"gpt.": source.tensors, "vae.": decoder}, state(net))
 
 
 def config(source: Source, options: Options) -> Config:
@@ -242,16 +251,12 @@ def entries(net: Net, c: Config) -> list[Entry]:
     row = {"image": "i64[r]", "is_null": "bool[r]"}
     side = c.patch_nums[-1]
     f_hat = f"f32[b,{c.width},{side},{side}]"
-    found = [
+    return [
         Entry("prompt", net.gpt.prompt, {"cond": "i64[b]", **row}),
         Entry("step", net.gpt.step, step_inputs(c)),
         *feeds(net, c.patch_nums, f_hat),
-        Entry("decode", net.vae.decode, {"f_hat": f_hat}),
+        *coder(net.vae, {"f_hat": f_hat}, side, side),
     ]
-    if net.vae.has_encoder:
-        px = side * net.vae.factor
-        found.append(Entry("encode", net.vae.encode, {"pixels": f"f32[b,3,{px},{px}]"}))
-    return found
 
 
 def step_inputs(c: Config) -> dict[str, str]:

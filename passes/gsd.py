@@ -29,9 +29,9 @@ class GSD(Pass):
     guess: str = "repeat"
 
     def __call__(self, p: Program) -> Program:
-        if self.group < 1 or self.near < 0 or self.distance < 0:
+        if self.group < 1 or not 0 <= self.near <= 1 or self.distance < 0:
             raise ArcError(f"a group of {self.group} within {self.near:g} and {self.distance:g}",
-                           hint="group is at least 1, near and distance at least 0")
+                           hint="group is at least 1, near from 0 to 1, distance at least 0")
         if self.window == 1:
             return p
         table = embedding(p, self.name)
@@ -43,21 +43,18 @@ class GSD(Pass):
         half = min(self.group // 2, int(t.p.type.shape[2]) - 1)
         if not half:
             return b.div(t.p_x, t.q_x)
-        e = b.weight(table.name, table.type)
-        none = b.const(dtype="f32", value=-1.0)
+        e, zero = b.weight(table.name, table.type), b.const(dtype="f32", value=0.0)
+        none, near, within = (b.const(dtype="f32", value=v)
+                              for v in (-2.0, -self.near, self.distance))
         ours = b.reshape(b.gather(e, t.draft, axis=0), shape=("b", "c", 1, table.type.shape[1]))
+        gap = b.sub(t.p, x)
         mass = [t.p_x, t.q_x]
-        for side in (b.less(t.p, x), b.greater(t.p, x)):
-            key = b.where(side, b.neg(b.abs(b.sub(t.p, x))), none)
-            gap, index = b.topk(key, k=half)
+        for more, key in ((gap, b.neg(gap)), (b.neg(gap), gap)):  # those above p_x, those below
+            least, index = b.topk(b.where(b.greater(more, zero), key, none), k=half)
             apart = b.sub(b.gather(e, index, axis=0), ours)
             far = b.sum(b.mul(apart, apart), axes=(3,))
-            one = b.const(dtype="f32", value=self.distance)
-            alike = b.emit("and", b.less_equal(far, one), b.greater_equal(
-                gap, b.const(dtype="f32", value=-self.near)))[0]
-            alike = b.emit("and", alike, b.greater(gap, none))[0]
+            alike = b.emit("and", b.less_equal(far, within), b.greater_equal(least, near))[0]
             for i, law in enumerate((t.p, t.q)):
-                here = b.where(alike, b.take_along(law, index, axis=2),
-                               b.const(dtype="f32", value=0.0))
+                here = b.where(alike, b.take_along(law, index, axis=2), zero)
                 mass[i] = b.add(mass[i], b.sum(here, axes=(2,)))
         return b.div(*mass)

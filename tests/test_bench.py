@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from arcompile import bench
-from arcompile.bench import machine, spread, suites
+from arcompile.bench import eager, machine, spread, suites
+from arcompile.compile import write
 from arcompile.errors import ArcError
+from arcompile.family import FAMILIES
+from arcompile.pipeline import parse_pipeline
+from arcompile.runtime.engine import load
+from arcompile.target import TARGETS
 
 HEAD = {"suite", "time", "host", "quick", "arcompile", "family", "target", "dtype", "passes",
         "model", "batch", "guidance", "weights", "positions", "steps", "block", "settings",
@@ -37,6 +43,25 @@ def test_unknown_suite():
 def test_list(capsys):
     assert bench.run("list", as_json=True) == 0
     assert {r["name"] for r in json.loads(capsys.readouterr().out)} == set(suites.SUITES)
+
+
+@pytest.mark.ort
+def test_eager_mar_draws_what_the_engine_draws(tmp_path):
+    """In the same order, from the same noise."""
+    family = FAMILIES["mar"]
+    source, last = family.random("tiny"), "diffloss.net.final_layer.linear.weight"
+    small = np.random.default_rng(0).standard_normal(source.tensors.shape(last), np.float32) * 2e-4
+    source.tensors[last] = replace(source.tensors[last], read=lambda: small)
+    model = family.model(source, {})
+    write(tmp_path, "mar", model, "ort-cpu", "f32", parse_pipeline(TARGETS["ort-cpu"].passes))
+    loop = eager.load("mar", source)
+    loop.begin([1, 3], 2.0, 0.0, 0)
+    for _ in model.program.steps:
+        loop.step()
+    out = load(tmp_path).generate([1, 3], guidance=2.0, temperature=0, orders=loop.orders.numpy(),
+                                  initial_noise=loop.noise.numpy())
+    assert np.allclose(loop.tokens, out.latents, atol=1e-4 * np.abs(out.latents).max())
+    assert np.allclose(loop.finish(loop.tokens), out.pixels, atol=1e-3)
 
 
 @pytest.mark.ort

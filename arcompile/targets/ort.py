@@ -207,8 +207,9 @@ def _wide(p: Program, graph: str) -> bool:
 
 
 def _few(p: Program, graph: str) -> bool:
-    """Do the steps that call this graph mostly query a few positions?"""
-    counts = [len(s.query) for s in p.steps for c in s.calls if c.graph == graph]
+    """Do the steps mostly give this graph a few positions? A loop works on those it commits."""
+    counts = [len(s.commit if c.loop else s.query)
+              for s in p.steps for c in s.calls if c.graph == graph]
     return bool(counts) and statistics.median(counts) <= FEW
 
 

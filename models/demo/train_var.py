@@ -25,7 +25,7 @@ from arcompile.models.demo.training import (
 )
 
 CODES_STEPS, CODES_BATCH = 800, 128
-STEPS, BATCH = 2500, 48
+STEPS, BATCH, HARD = 3000, 48, 20  # hard: how many of a batch are stars or crosses
 SLIP = 0.06  # most noise under which the codes that are seen were taken
 SAMPLING = {"guidance": 1.0, "temperature": 0.8, "top_k": 0, "top_p": 0.95}
 FILES = ("demo_var.safetensors", "demo_var_vq.safetensors")
@@ -88,7 +88,7 @@ def words(model: Tokenizer, maps: list[Tensor]) -> Tensor:
 def var_loss(model: nn.Module, vq: Tokenizer, data: Tensor, step: int) -> tuple[Tensor, str]:
     """Cross-entropy, each scale weighted by its side; a tenth of the labels are hidden."""
     torch.manual_seed(SEED + step)
-    rows = batch_rows(len(data), BATCH, step)
+    rows = batch_rows(len(data), BATCH, step, HARD)
     with torch.no_grad():
         slip = SLIP * torch.rand(BATCH) * (torch.rand(BATCH) < 0.7)
         _, codes, maps = vq.quantize(data[rows].float(), slip)

@@ -1,0 +1,54 @@
+// A daemon without HTTP: reads requests from stdin, one a line, and answers on stdout.
+//
+//   serve <engine>
+//   > <class> <seed> <file.ppm>        draws a picture
+//   > quit
+//   < ok <file.ppm> <seconds>          or: error <what>
+#include <arcompile/arcompile.hpp>
+
+#include <fstream>
+#include <iostream>
+#include <sstream>
+
+namespace {
+
+std::string draw(const arc::Engine& engine, const std::string& line) {
+  std::int64_t label = 0;
+  std::uint64_t seed = 0;
+  std::string file;
+  if (!(std::istringstream(line) >> label >> seed >> file)) {
+    throw arc::Error("a request is <class> <seed> <file.ppm>");
+  }
+  arc::Request request{arc::Classes{label}};
+  request.seed = {seed};
+  const arc::Output out = engine.generate(request);
+  const arc::Shape& size = out.images.shape();
+  std::ofstream to(file, std::ios::binary);
+  to << "P6\n" << size.at(2) << " " << size.at(1) << "\n255\n";
+  to.write(out.images.data<char>(), static_cast<std::streamsize>(size[1] * size[2] * 3));
+  if (!to.flush()) throw arc::Error("cannot write " + file);
+  return file + " " + std::to_string(out.timings.total);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    std::cerr << "usage: " << argv[0] << " <engine>\n";
+    return 2;
+  }
+  try {
+    const arc::Engine engine = arc::Engine::open(argv[1]);
+    std::cout << "ready " << engine.family() << std::endl;
+    for (std::string line; std::getline(std::cin, line) && line != "quit";) {
+      try {
+        std::cout << "ok " << draw(engine, line) << std::endl;
+      } catch (const arc::Error& e) {
+        std::cout << "error " << e.what() << std::endl;
+      }
+    }
+  } catch (const arc::Error& e) {
+    std::cerr << "error: " << e.what() << "\n" << e.hint() << "\n";
+    return static_cast<int>(e.code());
+  }
+}

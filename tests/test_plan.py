@@ -1,0 +1,150 @@
+"""Plans: what counts, how it grows, what is refused, and that it is what really gets allocated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny
+
+from arcompile import choose
+from arcompile.errors import MACHINE, ArcError
+from arcompile.pipeline import parse_pipeline, run
+from arcompile.plan import Memory, Plan, plan, read_bytes, read_plan, refuse
+from arcompile.runtime.loop import zeros
+from arcompile.text import parse_graph
+from arcompile.weights import used
+
+HERE = Memory(resident=100, arenas=True, in_place=True)
+ONE = parse_graph("""graph g(%x: f32[b,8], %k: f32[b,4]) {
+  %0 = neg(%x) : f32[b,8]
+  %1 = reshape(%0) {shape=('b', 2, 4)} : f32[b,2,4]
+  %2 = exp(%1) : f32[b,2,4]
+  %3 = neg(%k) : f32[b,4]
+  return y=%2, k=%3
+}""")
+
+
+def one():
+    p = tiny.of(str(ONE), state="  state k: f32[b,4]\n")
+    return replace(p, inputs=(*p.inputs,))
+
+
+def test_what_counts():
+    """x, 0 and 2 are live at once, 32 bytes each; a reshape is no copy; states count once."""
+    found = plan(one(), HERE, batch=10)
+    assert found == Plan(10, True, runtime=100, weights=0, state=160, activations=960, decoder=0,
+                         pictures=0)
+    assert found.total == 1220
+    assert plan(one(), replace(HERE, in_place=False), 10).state == 320
+
+
+def test_arenas_keep_and_others_do_not():
+    p = tiny.llama()
+    kept, freed = (plan(p, Memory(0, arenas, True)) for arenas in (True, False))
+    assert freed.activations < kept.activations
+    assert freed.decoder == kept.decoder > 0  # there is one graph
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_any_batch_follows_from_one_and_two(guided):
+    p = tiny.llama()
+    first, second = (plan(p, HERE, b, guided) for b in (1, 2))
+    for batch in (1, 2, 3, 7, 100):
+        assert first.of(batch, second) == plan(p, HERE, batch, guided)
+
+
+def test_bytes_are_those_that_are_allocated():
+    p = run(tiny.llama(), parse_pipeline("fold, int8{least=0}"))
+    found = plan(p, HERE, 3)
+    sizes = p.sizes(3, 6)
+    assert found.state == sum(zeros(t, sizes).nbytes for _, t in p.state)
+    ran = [g for g in p.graphs if g.name != "encode"]
+    store = tiny.weights(tiny.llama())
+    from arcompile.weights import Store
+
+    store = Store(store, p.fold)
+    assert found.weights == sum(store[name].nbytes for name in used(ran))
+    made = tiny.generate(p, cond=(1, 2, 0))
+    assert found.pictures == made.env["pixels"].nbytes
+
+
+def test_quantised_needs_less():
+    p = tiny.llama()
+    need = [plan(run(p, parse_pipeline(f"fold, {x}")), HERE).weights
+            for x in ("simplify", "int8{least=0}", "int4{least=0,block=16}")]
+    assert need[0] > need[1]
+    assert need == sorted(need, reverse=True)
+
+
+@pytest.mark.parametrize(("text", "want"), [
+    ("4GiB", 4 * 2**30), ("600 MB", 600e6), ("1e9", 1e9), ("2G", 2e9), ("0.5 KiB", 512), ("7B", 7),
+])
+def test_amounts(text, want):
+    assert read_bytes(text) == int(want)
+
+
+@pytest.mark.parametrize("text", ["", "much", "-1GB", "0", "4 GiBB", "1e999", "nanGB", "GiB"])
+def test_amounts_that_are_none(text):
+    with pytest.raises(ArcError, match="not an amount of memory"):
+        read_bytes(text)
+
+
+def test_refuses_what_does_not_fit():
+    need = Plan(4, True, 10, 20, 30, 40, 50, 60)
+    refuse(need, 10, 200)
+    refuse(need, 0, None)  # the system does not tell
+    with pytest.raises(ArcError, match="4 images would need 200 B more memory, and 199 B") as e:
+        refuse(need, 10, 199)
+    assert e.value.code == MACHINE
+    assert e.value.hint
+
+
+def test_reads_what_was_written():
+    need = Plan(2, False, 10, 20, 30, 40, 50, 60)
+    assert read_plan(2, False, need.parts()) == need
+    for bad in (None, 3, {}, {**need.parts(), "state": "x"}):
+        with pytest.raises(ArcError, match="holds no plan"):
+            read_plan(2, False, bad)
+
+
+def test_bad_batch():
+    with pytest.raises(ArcError, match="batch must be 1 or more"):
+        plan(one(), HERE, 0)
+
+
+# --- choosing ------------------------------------------------------------------------------------
+
+
+def wide():
+    """A graph whose weights are most of what a run takes."""
+    p = tiny.of("graph g(%x: f32[b,512]) {\n  @w : f32[512,512]\n"
+                "  %0 = matmul(%x, @w) : f32[b,512]\n  return y=%0\n}")
+    w = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
+    from arcompile.weights import of_arrays
+
+    return p, of_arrays({"w": w})
+
+
+@pytest.mark.parametrize(("share", "last"), [(2.0, ""), (0.6, "int8"), (0.2, "int4")])
+def test_the_least_loss_that_fits(share, last, monkeypatch):
+    p, source = wide()
+    monkeypatch.setattr(choose.TARGETS["reference"], "memory", HERE, raising=False)
+    found = choose.fit(p, [], source, "reference", int(share * (1 << 20)))
+    assert [str(x) for x in found.passes] == ([last] if last else [])
+    assert found.tried[0].startswith("as it is: 1.05 MB")
+    assert found.tried[-1].startswith(last or "as it is")
+
+
+def test_nothing_fits(monkeypatch):
+    p, source = wide()
+    monkeypatch.setattr(choose.TARGETS["reference"], "memory", HERE, raising=False)
+    with pytest.raises(ArcError, match="an image cannot be drawn in 1 kB: as it is: 1.05 MB; int8"):
+        choose.fit(p, [], source, "reference", 1000)
+
+
+def test_every_target_has_a_plan():
+    found = choose.plans(tiny.llama(), [], batch=2)
+    assert {"ort-cpu", "reference"} <= set(found)
+    assert found["reference"].state == 2 * found["ort-cpu"].state
