@@ -245,12 +245,13 @@ class ProgramCost:
         return sum((s.cost for s in self.steps), Cost())
 
 
-def program_cost(p: Program, batch: int = 1, guided: bool = True) -> ProgramCost:
-    """Every step's cost for `batch` images, twice the rows when guided."""
+def program_cost(p: Program, batch: int = 1, guided: bool = True,
+                 committed: float = 1.0) -> ProgramCost:
+    """Every step's cost for `batch` images, twice the rows when guided. committed: see `walk`."""
     each = _Graphs()
     steps = [StepCost(t.name, tuple(map(str, t.calls)), t.query, t.commit, t.context,
                       sum((each.cost(run) for run in t.runs), Cost()))
-             for t in walk(p, batch, guided)]
+             for t in walk(p, batch, guided, committed)]
     weights = sum(v.type.nbytes() for v in used(p.graphs).values())
     sizes = p.sizes(batch, guided_rows(p, batch, guided))
     return ProgramCost(steps, weights, sum(t.nbytes(sizes) for _, t in p.state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -43,13 +44,16 @@ def guided_rows(p: Program, batch: int = 1, guided: bool = True) -> int:
     return 2 * batch if twins else batch
 
 
-def walk(p: Program, batch: int = 1, guided: bool = True) -> Iterator[Turn]:
-    """Every step in order, for `batch` images."""
+def walk(p: Program, batch: int = 1, guided: bool = True, committed: float = 1.0) -> Iterator[Turn]:
+    """Every step in order, for `batch` images; of a step with a window, every round.
+
+    committed: positions that a round commits. Only runs tell; 1 is the least there can be.
+    """
     w = _Walk(p, p.sizes(batch, guided_rows(p, batch, guided)))
     if p.prompt:
         yield w.turn("prompt", p.prompt)
     for i, s in enumerate(p.steps):
-        yield w.step(i, s)
+        yield from w.rounds(i, s, committed) if s.window else [w.step(i, s)]
     if p.finish:
         yield w.turn("finish", p.finish)
 
@@ -70,6 +74,16 @@ class _Walk:
             if d.when == when:
                 shape = (self.sizes["b"], positions)
                 self.env[d.name] = shape if d.kind == "order" else (*shape, d.width)
+
+    def rounds(self, i: int, s: Step, committed: float) -> Iterator[Turn]:
+        n, base, append = len(s.commit), self.past, dims.value(s.append, self.sizes)
+        self.env["scales"] = (self.sizes["b"], s.window)
+        for when in ("step", "place"):
+            self._draw(when, s.window)
+        for k in range(math.ceil(n / committed)):
+            self.past = base + min(int(k * committed), n - s.window)
+            yield self.turn(str(i), s.calls, s.window, round(committed), append - n + s.window)
+        self.past = base + append
 
     def step(self, i: int, s: Step) -> Turn:
         for name, value in s.set:

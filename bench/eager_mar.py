@@ -7,6 +7,7 @@ step with both halves of a guided batch; every block computes its own modulation
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -132,7 +133,7 @@ class Diffusion:
 
     def __init__(self, steps: int):
         bar = [math.cos((i / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(1001)]
-        betas = np.array([min(1 - b / a, 0.999) for a, b in zip(bar, bar[1:], strict=False)])
+        betas = np.array([min(1 - b / a, 0.999) for a, b in pairwise(bar)])
         self.times = [round(i * 999 / (steps - 1)) for i in range(steps)]
         bars = np.cumprod(1 - betas)[self.times]
         before = np.append(1.0, bars[:-1])

@@ -56,6 +56,12 @@ def build(*options: str, name: str = "release") -> Path:
     return folder
 
 
+def library() -> Path:
+    """The shared library: ARC_NATIVE_LIBRARY, or built now."""
+    given = os.environ.get("ARC_NATIVE_LIBRARY")
+    return Path(given) if given else build() / "arcompile/runtime/cpp/libarcompile.so"
+
+
 def cmake(*words: object) -> None:
     done = subprocess.run(["cmake", *map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcompile.cli import build, draw, look, machine
+from arcompile.cli import build, draw, export, look, machine
 from arcompile.cli.terminal import print_json
 from arcompile.errors import MACHINE, THEIRS, ArcError
 
@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "bisect": (look.bisect, 'arcompile bisect model.pt --passes "swiglu" --good max-error=1e-4'),
     "list": (machine.list_, "arcompile list passes"),
     "doctor": (machine.doctor, "arcompile doctor --json"),
+    "export": (export.export, "arcompile export --cpp-example engine my-app"),
     "bench": (machine.bench, "arcompile bench --quick"),
 }
 for _name, (_run, _example) in COMMANDS.items():

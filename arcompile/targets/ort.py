@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import statistics
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i6
           "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}
 
 LINE = 64  # bytes of a cache line
+PAGES = 1 << 18  # bytes from which an array is worth pages of its own
 FEW = 8  # rows up to which a product takes the time of reading its weights
 
 
@@ -40,10 +42,18 @@ def runtime() -> Any:
 
 
 class Session:
-    """One loaded model. Shared by runs, and never written to."""
+    """One loaded model. Shared by runs, and never written to.
 
-    def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None):
+    once: it runs once an image, and gives its working memory back: the caches of the next image
+    would lie next to it.
+    """
+
+    def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None,
+                 once: bool = False):
         ort = runtime()
+        self.how = ort.RunOptions()
+        if once and provider == "CPUExecutionProvider":
+            self.how.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -99,7 +109,7 @@ class Bound:
             if self.out[name] is not self.last[name]:
                 self.out[name] = self.last[name]
                 self.io.bind_ortvalue_output(f"out.{name}", self.last[name])
-        self.s.model.run_with_iobinding(self.io)
+        self.s.model.run_with_iobinding(self.io, self.s.how)
         return dict(self.out)
 
     def state(self) -> list[str]:
@@ -159,7 +169,7 @@ class Runner:
         shape = [dims.value(d, sizes) for d in t.shape]
         made = runtime().OrtValue
         if self.models.device == "cpu":
-            return made.ortvalue_from_numpy(zeros(t, sizes), "cpu", 0)
+            return made.ortvalue_from_numpy(_own_pages(zeros(t, sizes)), "cpu", 0)
         return made.ortvalue_from_numpy(np.zeros(shape, NUMPY[t.dtype]), self.models.device, 0)
 
     def inputs(self, graph: str) -> list[str]:
@@ -177,11 +187,20 @@ class Runner:
         return value if isinstance(value, np.ndarray) else np.array(value.numpy())
 
 
+def _own_pages(x: Array) -> Array:
+    """Zeros like x in pages of their own: freed, they go back to the system, and not to a heap
+    that keeps them while the image decoder needs the memory."""
+    if x.nbytes < PAGES:
+        return x
+    return np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype).reshape(x.shape)
+
+
 class Models:
     """The engine's sessions, each loaded when first needed."""
 
-    def __init__(self, folder: Path, provider: str, threads: int):
+    def __init__(self, folder: Path, provider: str, threads: int, finish: set[str]):
         self.folder, self.provider, self.threads = folder, provider, threads
+        self.finish = finish  # graphs that make pixels of what was drawn
         self.sessions: dict[str, Session] = {}
         self.device = "cuda" if "CUDA" in provider else "cpu"
         self.kernels = cpu.library() if self.device == "cpu" else None
@@ -189,7 +208,8 @@ class Models:
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
-            self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels)
+            self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels,
+                                           once=graph in self.finish)
         return self.sessions[graph]
 
     def runner(self) -> Runner:
@@ -248,7 +268,8 @@ class OrtCpu(Target):
         reason = self.available()
         if reason:
             raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
-        return Models(folder, self.provider, threads or _cores())
+        finish = {c.graph for c in program.finish}
+        return Models(folder, self.provider, threads or _cores(), finish)
 
     def available(self) -> str:
         try:

@@ -215,3 +215,23 @@ def test_table():
                                          (999_600, "1 MB"), (3.9e8, "390 MB")])
 def test_figures(n, text):
     assert figure(n, "B") == text
+
+
+def test_rounds_of_a_window():
+    """A round costs its window; how many there are is what a run commits in each."""
+    from tiny import llama
+
+    from arcompile.passes.scd import SCD
+    from arcompile.pipeline import run
+
+    p = llama(1)
+    new = run(p, [SCD(window=2)])
+    slow, fast = program_cost(new), program_cost(new, committed=1.5)
+    plain = program_cost(p)
+    assert [s.name for s in slow.steps] == ["prompt", "0", "1", "1", "1", "finish"]
+    assert [s.name for s in fast.steps] == ["prompt", "0", "1", "1", "finish"]
+    assert [s.context for s in slow.steps][1:5] == [1, 3, 4, 4]  # it ends where the image does
+    assert [s.query for s in slow.steps][1:5] == [1, 2, 2, 2]
+    matmuls = [s.cost.flops for s in plain.steps][2]
+    assert 1.9 * matmuls < slow.steps[2].cost.flops < 3.5 * matmuls
+    assert fast.total.flops < slow.total.flops

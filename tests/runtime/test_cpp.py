@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes as c
 import json
 import os
+import shutil
+import subprocess
 import threading
 
 import engines
@@ -19,7 +21,6 @@ import toy
 
 import arcompile
 from arcompile.errors import MACHINE, ArcError
-from arcompile.runtime import rng
 from arcompile.weights import of_arrays
 
 pytestmark = pytest.mark.ort
@@ -33,7 +34,7 @@ WINDOWS = ("scd{window=3}", "sjd{window=3}", "jacobi{window=3}", "gsd{window=3}"
 def lib():
     pytest.importorskip("onnxruntime")
     os.environ.setdefault("ARC_KERNELS", "off")  # the same for both
-    return native.Library(native.build() / "arcompile/runtime/cpp/libarcompile.so")
+    return native.Library(native.library())
 
 
 class Pair:
@@ -80,8 +81,9 @@ def pair(lib, folders):
     made = {}
 
     def get(name):
-        return made.setdefault(name, None) or made.__setitem__(
-            name, Pair(lib, folders(name))) or made[name]
+        if name not in made:
+            made[name] = Pair(lib, folders(name))
+        return made[name]
 
     return get
 
@@ -134,13 +136,10 @@ def test_logits(pair):
         assert (x == y).all()
 
 
-@pytest.mark.parametrize("kind", rng.KINDS if hasattr(rng, "KINDS") else ["normal", "gumbel"])
-def test_many_numbers_have_the_same_bits(pair, kind):
-    """Noise is f64 until its last rounding: libm and numpy may differ there by an ulp, and f32
-    hides that but for one in 1e8 numbers."""
-    both = pair("mixed")
-    cond = {"cond": np.zeros(64, int), "extra": np.ones((64, 1), np.float32)}
-    both.same(cond, seed=list(range(64)))
+def test_noise_of_many_seeds_has_the_same_bits(pair):
+    """Noise is f64 until its last rounding, which hides an ulp between libm and numpy."""
+    cond = {"cond": np.zeros(256, int), "extra": np.ones((256, 1), np.float32)}
+    pair("mixed").same(cond, seed=list(range(256)))
 
 
 def test_a_preview_is_pythons_and_changes_nothing(pair):
@@ -239,7 +238,7 @@ ASKS = [([], {}), ([3], {}), ([-1], {}), (["cat"], {}), (["7"], {}),
         ([0], {"guidance": -1.0}), ([0, 1], {"guidance": [1.0, 2.0, 3.0]}),
         ([0], {"temperature": float("nan")}), ([0], {"top_p": 0.0}), ([0], {"top_k": -3}),
         ([0], {"interval": -2}), ([0], {"given": {"nois": np.zeros((1, 8, 2), np.float32)}}),
-        ([0], {"given": {"noise": np.zeros((1, 8, 3), np.float32)}}), ({}, {}),
+        ([0], {"given": {"noise": np.zeros((1, 8, 3), np.float32)}}),
         ({"cnd": np.zeros(1, int)}, {}), ({"cond": np.zeros((1, 2), int)}, {})]
 
 
@@ -253,7 +252,7 @@ def test_requests_are_refused_in_the_same_words(pair, i):
     assert (mine.what, mine.hint) == (theirs.what, theirs.hint)
 
 
-MIXED_ASKS = [{}, {"cond": np.zeros(2, int)}, {"cond": np.zeros(2, int), "extr": np.ones((2, 2))},
+MIXED_ASKS = [{"cond": np.zeros(2, int)}, {"cond": np.zeros(2, int), "extr": np.ones((2, 2))},
               {"cond": np.zeros(2, int), "extra": np.ones((3, 2), np.float32)},
               {"cond": np.zeros(1, int), "extra": np.full((1, 2), np.nan, np.float32)},
               {"cond": np.full(1, 9), "extra": np.ones((1, 2), np.float32)}]
@@ -322,8 +321,6 @@ DAMAGE = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damaged_engines_are_refused_in_the_same_words(lib, folders, tmp_path, name):
-    import shutil
-
     folder = shutil.copytree(folders(""), tmp_path / "engine")
     DAMAGE[name](folder)
     mine, theirs = refusal(lib.open, folder), refusal(arcompile.load, folder)
@@ -337,8 +334,6 @@ def test_damaged_engines_are_refused_in_the_same_words(lib, folders, tmp_path, n
     ({"finish": ["step*time"]}, "call step*time loops over 'time', which is not a table"),
 ])
 def test_what_the_library_does_not_know_is_refused_by_name(lib, folders, tmp_path, change, said):
-    import shutil
-
     folder = shutil.copytree(folders(""), tmp_path / "engine")
     engines.resigned(folder, **change)
     assert refusal(lib.open, folder).what.startswith(said)
@@ -349,8 +344,6 @@ def test_what_the_library_does_not_know_is_refused_by_name(lib, folders, tmp_pat
 
 
 def test_a_model_that_onnxruntime_refuses(lib, folders, tmp_path):
-    import shutil
-
     folder = shutil.copytree(folders(""), tmp_path / "engine")
     (folder / "step.onnx").write_bytes(b"no model")
     engines.signed(folder)
@@ -372,8 +365,6 @@ def test_onnxruntime_that_is_missing_or_is_none(lib, folders, tmp_path):
                    '        []() -> const char* { return "1.24.1"; }};\n'
                    'extern "C" const void* OrtGetApiBase() { return &base; }\n')
     made = tmp_path / "libold.so"
-    import subprocess
-
     subprocess.run(["c++", "-shared", "-fPIC", old, "-o", made], check=True)
     said = refusal(lib.open, folders(""), library=str(made))
     assert said.what == ("onnxruntime 1.24.1 is too old (cached attention is wrong): >= 1.28")

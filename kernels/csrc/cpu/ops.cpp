@@ -166,6 +166,14 @@ void draw(void*, ort::Context* c) {
 
 // --- their declarations ---------------------------------------------------------------------------
 
+size_t nothing(int**, int**) { return 0; }
+
+size_t first_over_first(int** inputs, int** outputs) {
+  static int first = 0;
+  *inputs = *outputs = &first;
+  return 1;
+}
+
 struct Declared : ort::Op {
   const char* title;
   std::vector<int> in;
@@ -173,9 +181,9 @@ struct Declared : ort::Op {
 };
 
 Declared declare(const char* title, std::vector<int> in, std::vector<int> out,
-                 void (*compute)(void*, ort::Context*)) {
+                 void (*compute)(void*, ort::Context*), bool in_place = false) {
   ort::Op op{};
-  op.version = 12;
+  op.version = 18;
   op.create = [](const ort::Op* o, const void*, const ort::Info*) {
     return const_cast<void*>(static_cast<const void*>(o));  // nothing is kept between runs
   };
@@ -187,6 +195,12 @@ Declared declare(const char* title, std::vector<int> in, std::vector<int> out,
   op.outputs = [](const ort::Op* o) { return static_cast<const Declared*>(o)->out.size(); };
   op.output_type = [](const ort::Op* o, size_t i) { return static_cast<const Declared*>(o)->out[i]; };
   op.input_kind = op.output_kind = [](const ort::Op*, size_t) { return 0; };  // required
+  op.input_memory = [](const ort::Op*, size_t) { return 0; };                  // where the op runs
+  op.first_version = [](const ort::Op*) { return 1; };
+  op.last_version = [](const ort::Op*) { return INT32_MAX; };
+  op.aliases = nothing;
+  op.release_may_write_over = op.release_aliases = [](int*, int*) {};
+  op.may_write_over = in_place ? first_over_first : nothing;
   op.compute = compute;
   return {op, title, std::move(in), std::move(out)};
 }
@@ -194,12 +208,12 @@ Declared declare(const char* title, std::vector<int> in, std::vector<int> out,
 constexpr int F = ort::FLOAT, I = ort::INT64;
 const std::array OPS = {
     declare("MatMul", {F, F}, {F}, matmul),
-    declare("SwiGLU", {F, F}, {F}, swiglu),
+    declare("SwiGLU", {F, F}, {F}, swiglu, true),
     declare("CachedAttention", {F, F, F, I, I, F}, {F}, cached_attention),
     declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
-    declare("GroupNorm", {F, F, F, I, F}, {F}, group_norm<false>),
-    declare("GroupNormSilu", {F, F, F, I, F}, {F}, group_norm<true>),
-    declare("FilterLogits", {F, F, I, F, I}, {F}, filter),
+    declare("GroupNorm", {F, F, F, I, F}, {F}, group_norm<false>, true),
+    declare("GroupNormSilu", {F, F, F, I, F}, {F}, group_norm<true>, true),
+    declare("FilterLogits", {F, F, I, F, I}, {F}, filter, true),
     declare("Draw", {F, F, F}, {I}, draw),
 };
 

@@ -51,7 +51,7 @@ struct Api {
   }
 };
 
-// OrtCustomOp, as of its version 12: later fields are optional and absent.
+// OrtCustomOp, as of its version 18 (later fields are optional and absent). What is null is unused.
 struct Op {
   uint32_t version;
   void* (*create)(const Op*, const void*, const Info*);
@@ -65,6 +65,20 @@ struct Op {
   void (*destroy)(void*);
   int (*input_kind)(const Op*, size_t);
   int (*output_kind)(const Op*, size_t);
+  int (*input_memory)(const Op*, size_t);
+  int (*variadic_inputs)(const Op*);
+  int (*variadic_inputs_alike)(const Op*);
+  int (*variadic_outputs)(const Op*);
+  int (*variadic_outputs_alike)(const Op*);
+  Status* (*create_v2)(const Op*, const void*, const Info*, void**);
+  Status* (*compute_v2)(void*, Context*);
+  Status* (*infer_shapes)(const Op*, void*);
+  int (*first_version)(const Op*);
+  int (*last_version)(const Op*);
+  size_t (*may_write_over)(int** inputs, int** outputs);  // which output may reuse which input
+  void (*release_may_write_over)(int* inputs, int* outputs);
+  size_t (*aliases)(int** inputs, int** outputs);
+  void (*release_aliases)(int* inputs, int* outputs);
 };
 
 }  // namespace arc::ort
