@@ -68,7 +68,8 @@ class _At:
 
 # Flops per element of the first result, where it is not one.
 PER_ELEMENT = {
-    "rope": 3, "layer_norm": 8, "group_norm": 8, "group_norm_silu": 12, "rms_norm": 4, "residual_norm": 5, "l2_norm": 3,
+    "rope": 3, "layer_norm": 8, "group_norm": 8, "group_norm_silu": 12, "rms_norm": 4,
+    "residual_norm": 5, "l2_norm": 3,
     "softmax": 5, "silu": 4, "sigmoid": 4, "swiglu": 5, "gelu": 8, "draw": 3, "filter_logits": 8,
     "quantize_rows": 4,
     **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",
@@ -110,7 +111,7 @@ def _decode_attention(at: _At) -> int:
 
 
 FLOPS: dict[str, Callable[[_At], int]] = {
-    "conv2d": _conv2d, "resize": _resize, "attention": _attention,
+    "conv2d": _conv2d, "conv2d_int8": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention,
     **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
 }

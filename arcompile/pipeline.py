@@ -37,6 +37,10 @@ class Pass:
     def __call__(self, p: Program) -> Program:
         return p.on_graphs(lambda g: rewrite(g, self.rules, self.name))
 
+    def brings(self) -> Weights:
+        """Weights that are not the checkpoint's, for passes that read files. Raises ArcError."""
+        return Weights({})
+
     def prepared(self, p: Program, source: Weights) -> Pass:
         """The pass with what it chooses by the weights' values written into its options.
 

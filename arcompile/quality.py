@@ -105,14 +105,14 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
     return found
 
 
-def condition(e: Engine) -> Any:
-    """Some condition for each of IMAGES images. Raises ArcError when none can be made up."""
+def condition(e: Engine, first: int = 0, count: int = IMAGES) -> Any:
+    """Some condition for each of `count` images. Raises ArcError when none can be made up."""
     wanted, info = dict(e.program.inputs), e.manifest["info"]
     if set(wanted) == {"cond"}:
-        return [(1 + 207 * i) % info["classes"] for i in range(IMAGES)]
+        return [(1 + 207 * i) % info["classes"] for i in range(first, first + count)]
     if "features" in wanted and "caption" in info:
-        shape = (IMAGES, *info["caption"])
-        return {"features": np.random.default_rng(0).standard_normal(shape, np.float32)}
+        shape = (count, *info["caption"])
+        return {"features": np.random.default_rng(first).standard_normal(shape, np.float32)}
     raise ArcError(f"a request of {', '.join(wanted)} cannot be made up")
 
 

@@ -1,7 +1,8 @@
 """Grouped speculative decoding: a draft counts with tokens much like it.
 
-https://arxiv.org/abs/2508.07747 (ICCV 2025). The group of a draft are its neighbours in the order of p, those
-as likely (within `near`) and as close in the input embedding (within `distance`, squared).
+https://arxiv.org/abs/2508.07747 (ICCV 2025). The group of a draft are its neighbours in the order
+of p, those as likely (within `near`) and as close in the input embedding (within `distance`,
+squared).
 """
 
 from __future__ import annotations

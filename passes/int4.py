@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from arcompile.ir import Value
 from arcompile.passes.int8 import blocks
-from arcompile.passes.linears import Form, Quantise, Use
+from arcompile.passes.linears import How, Quantise
 from arcompile.pipeline import register
+from arcompile.program import Program
 
 
 @register("int4")
@@ -19,5 +19,5 @@ class Int4(Quantise):
     bound: float = 0.25
     block: int = 128
 
-    def form(self, w: Value, uses: list[Use]) -> Form:
-        return blocks(w, 4, self.block)
+    def forms(self, p: Program) -> How:
+        return lambda w, uses: blocks(w, 4, self.block)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from arcompile.errors import ArcError
 from arcompile.ir import Value
-from arcompile.passes.linears import Form, Quantise, Use
+from arcompile.passes.linears import Form, How, Quantise
 from arcompile.pipeline import register
+from arcompile.program import Program
 from arcompile.rewrite import Miss
 
 LEAST = 16  # weights in a group
@@ -22,11 +23,13 @@ class Int8(Quantise):
     block: int = 0
     bits: int = 8
 
-    def form(self, w: Value, uses: list[Use]) -> Form:
+    def forms(self, p: Program) -> How:
         if self.bits not in (7, 8) or (self.block and self.bits != 8):
             raise ArcError(f"pass int8: {self.bits} bits with block={self.block}",
                            hint="bits is 8, or 7 without block")
-        return blocks(w, 8, self.block) if self.block else Form(self.bits)
+        if self.block:
+            return lambda w, uses: blocks(w, 8, self.block)
+        return lambda w, uses: Form(self.bits)
 
 
 def blocks(w: Value, bits: int, block: int) -> Form:

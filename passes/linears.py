@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar
@@ -71,16 +71,18 @@ def distance(x: Array, y: Array) -> float:
 
 @dataclass(frozen=True)
 class Use:
-    """A node that reads a weight, and where it stands."""
+    """A node that reads a weight, and the graph it stands in."""
 
-    program: Program
     graph: Graph
     node: Node
 
 
+How = Callable[[Value, list[Use]], Form]
+
+
 @dataclass(frozen=True, repr=False)
 class Quantise(Pass):
-    """The base of the passes that quantise weights; they say how by `form`.
+    """The base of the passes that quantise weights; they say how by `forms`.
 
     bound: the largest relative error of a weight; those beyond it stay as they are, and at 0 all
     do. embeddings, head, decoder: whether those are quantised too (the decoder with whatever only
@@ -97,8 +99,8 @@ class Quantise(Pass):
     least: int = 4096
     skip: str = ""
 
-    def form(self, w: Value, uses: list[Use]) -> Form:
-        """How to store the matrix w. Raises Miss with the reason to leave it."""
+    def forms(self, p: Program) -> How:
+        """What tells how to store a matrix of p; it raises Miss with the reason to leave it."""
         raise NotImplementedError
 
     def __call__(self, p: Program) -> Program:
@@ -112,14 +114,15 @@ class Quantise(Pass):
 
     def choices(self, p: Program) -> Iterator[tuple[str, Form]]:
         """The weights to quantise by name, and their form. Near misses go to the log."""
-        late, heads = _late(p), _heads(p)
+        late, heads, how = _late(p), _heads(p), self.forms(p)
         for w, uses in weights_of(p).items():
             try:
-                yield w.name, self._choice(w, uses, late, heads)
+                yield w.name, self._choice(w, uses, late, heads, how)
             except Miss as miss:
                 debug.log(4, f"miss {self.name} at {w.name}: {miss}")
 
-    def _choice(self, w: Value, uses: list[Use], late: set[str], heads: set[str]) -> Form:
+    def _choice(self, w: Value, uses: list[Use], late: set[str], heads: set[str],
+                how: How) -> Form:
         if w.type.dtype != "f32" or w.type.rank != 2 or w.type.size() < self.least:
             raise Miss(f"it is {w.type}, not a matrix of {self.least} f32 numbers or more")
         if named(w, self.skip):
@@ -129,7 +132,7 @@ class Quantise(Pass):
         if not self.head and w.name in heads:
             raise Miss("it is the head; head=True quantises that")
         if all(u.node.op == "matmul" and u.node.args[1] is w for u in uses):
-            return self.form(w, uses)
+            return how(w, uses)
         if all(_looks_up(u.node, w) for u in uses):
             if not self.embeddings:
                 raise Miss("it is an embedding; embeddings=True quantises those")
@@ -169,7 +172,7 @@ def weights_of(p: Program) -> dict[Value, list[Use]]:
     for g in p.graphs:
         for w in g.weights:
             one = by_name.setdefault(w.name, w)
-            uses = [Use(p, g, _as(n, w, one)) for n in g.users.get(w, ())]
+            uses = [Use(g, _as(n, w, one)) for n in g.users.get(w, ())]
             found.setdefault(one, []).extend(uses)
     return {w: uses for w, uses in found.items() if uses}
 

@@ -16,7 +16,7 @@ from arcompile import dims
 from arcompile.errors import ArcError
 from arcompile.ir import Value
 from arcompile.passes.int8 import blocks
-from arcompile.passes.linears import Form, Quantise, Use, named
+from arcompile.passes.linears import Form, How, Quantise, Use, named
 from arcompile.pipeline import Pass, register
 from arcompile.program import Program
 from arcompile.rewrite import Miss
@@ -46,28 +46,21 @@ class Mixed(Quantise):
             raise ArcError(f"pass mixed: batch must be 1 or more, got {self.batch}")
         return super().__call__(p)
 
-    def form(self, w: Value, uses: list[Use]) -> Form:
+    def forms(self, p: Program) -> How:
+        runs = _runs(p, self.batch)
+        return lambda w, uses: self._quickest(w, rows(uses, runs))
+
+    def _quickest(self, w: Value, met: Counter[int]) -> Form:
         k, n = w.type.shape
         assert isinstance(k, int)
         assert isinstance(n, int)
-        rows = self.rows(uses)
-        most = 4 if not named(w, self.eight) else 8
-        spent = {f: sum(times * estimate(f, r, k, n) for r, times in rows.items())
-                 for f in ("f32", *FORMS) if not (most == 8 and f.startswith("int4"))}
+        allowed = ("f32", *(f for f in FORMS if f[3] == "8" or not named(w, self.eight)))
+        spent = {f: sum(times * estimate(f, r, k, n) for r, times in met.items()) for f in allowed}
         best = min(spent, key=spent.__getitem__)
         if best == "f32":
-            raise Miss(f"none of the forms is quicker than f32 for {rows.most_common(3)} rows")
+            raise Miss(f"no form is quicker than f32 for {met.most_common(3)} (rows, times)")
         bits = int(best[3])
         return blocks(w, bits, FORMS[best]) if FORMS[best] else Form(bits)
-
-    def rows(self, uses: list[Use]) -> Counter[int]:
-        """Rows of the left operand -> how often a product with so many runs."""
-        found: Counter[int] = Counter()
-        for u in uses:
-            for sizes, times in _runs(u.program, self.batch)[u.graph.name]:
-                x = u.node.args[0].type.shape[:-1]
-                found[prod(dims.value(d, dict(sizes)) for d in x)] += times
-        return found
 
     def prepared(self, p: Program, source: Weights) -> Pass:
         """First those beyond the bound at 4 bits go to 8, then those beyond it at 8 stay."""
@@ -80,14 +73,25 @@ class Mixed(Quantise):
         return Quantise.prepared(replace(self, eight=eight), p, source)
 
 
-@lru_cache(8)
-def _runs(p: Program, batch: int) -> Mapping[str, list[tuple[Any, int]]]:
-    """Graph -> (its sizes, how many runs have them)."""
+Runs = Mapping[str, list[tuple[Any, int]]]  # graph -> (its sizes, how many runs have them)
+
+
+def _runs(p: Program, batch: int) -> Runs:
     found: dict[str, Counter[Any]] = {g.name: Counter() for g in p.graphs}
     for turn in walk(p, batch):
         for run in turn.runs:
             found[run.graph.name][tuple(sorted(run.sizes.items()))] += run.times
     return {name: list(c.items()) for name, c in found.items()}
+
+
+def rows(uses: list[Use], runs: Runs) -> Counter[int]:
+    """Rows of the left operand -> how often a product with so many runs."""
+    found: Counter[int] = Counter()
+    for u in uses:
+        for sizes, times in runs[u.graph.name]:
+            x = u.node.args[0].type.shape[:-1]
+            found[prod(dims.value(d, dict(sizes)) for d in x)] += times
+    return found
 
 
 # --- the table -----------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ def modules() -> dict[str, Path]:
     found = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
+            if "examples" in path.parts:
+                continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             parts = parts if folder == "arcompile" else ("arcompile", *parts)
             found[".".join(parts).removesuffix(".__init__")] = path
@@ -94,7 +96,7 @@ def test_the_arrow_is_checked():
     MODULES["arcompile.dims_"] = MODULES["arcompile.compile"]
     RANK["dims_"] = 1
     try:
-        assert "arcompile.dims_ imports arcompile.pipeline.run" in [*against_the_arrow(
+        assert "arcompile.dims_ imports arcompile.pipeline.Pass" in [*against_the_arrow(
             "arcompile.dims_")]
     finally:
         del MODULES["arcompile.dims_"], RANK["dims_"]

@@ -104,7 +104,17 @@ def _told(result: Output) -> dict[str, Any]:
         "images": len(result.tokens),
         "pixels": list(result.images.shape[1:3]) if result.images is not None else None,
         "tokens_sha256": hashlib.sha256(_drawn(result).tobytes()).hexdigest(),
+        **_rounds(result),
     }
+
+
+def _rounds(result: Output) -> dict[str, Any]:
+    """Of engines that draft: forwards an image took, and positions each committed, on average."""
+    if result.rounds is None:
+        return {}
+    forwards = (result.rounds > 0).sum(0).mean()
+    return {"forwards": round(float(forwards), 2),
+            "committed": round(result.tokens.shape[1] / float(forwards), 2)}
 
 
 def _or(given: Any, default: Any) -> Any:
@@ -235,6 +245,8 @@ def _print(told: dict[str, Any]) -> None:
         "settings": ", ".join(f"{k} {v:g}" if k != "seed" else f"{k} {v}"
                               for k, v in given.items()),
         "tokens": f"sha256 {told['tokens_sha256']}",
+        "drafts": f"{told['forwards']:g} forwards an image, {told['committed']:g} positions each"
+                  if "forwards" in told else "",
         "time": f"{t['total']:.2f} s ({len(t['steps'])} steps of {step * 1e3:.1f} ms, pixels "
                 f"{t['finish']:.2f} s), opened in {t['open']:.2f} s",
     }))

@@ -141,7 +141,7 @@ def _nearest(x: Type, *, k: int) -> Type:
 
 @op("nearest", _nearest)
 def nearest(x: Array, *, k: int) -> Array:
-    """The k other rows nearest to each row of x [n,d], nearest first; equals by number. i64[n,k]."""
+    """The k other rows nearest to each row of x [n,d], nearest first: i64[n,k]."""
     x = x.astype(np.float64)
     norm, out = (x * x).sum(1), np.empty((len(x), k), np.int64)
     for at in range(0, len(x), NEAREST):  # few rows at a time: the whole table may not fit

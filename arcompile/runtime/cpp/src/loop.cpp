@@ -52,9 +52,12 @@ Named::Named(Slots& s)
 
 Loop::Loop(const Program& program, const Models& models, const Ask& ask, std::int64_t vocabulary)
     : p_(program), models_(models), q_(ask), vocabulary_(vocabulary), slot_(models.slots()),
-      options_(models.library().run_options()),
+      options_(models.library().run_options()), last_(models.library().run_options(true)),
+      how_(options_.get()),
       cancel_(ask.stop, [this] {
-        models_.library().said(models_.library().api().RunOptionsSetTerminate(options_.get()));
+        const ort::Library& lib = models_.library();
+        lib.said(lib.api().RunOptionsSetTerminate(options_.get()));
+        lib.said(lib.api().RunOptionsSetTerminate(last_.get()));
       }) {
   set_scales();
   count_turns();
@@ -215,6 +218,7 @@ void Loop::forget() {
     if (std::find(read.begin(), read.end(), slot) == read.end()) env_[slot] = nullptr;
   }
   bounds_.clear();
+  how_ = last_.get();
   const auto* t = tokens_->as<std::int64_t>();
   if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
     env_[slot_.tokens] = filled(*tokens_);
@@ -262,7 +266,7 @@ void Loop::call(const Call& c, const Where* where) {
       run_graph(c.graph, where);
     }
   } else if (c.each) {
-    bound(c.graph).run_each(env_, static_cast<std::int64_t>(q_.images()), options_.get());
+    bound(c.graph).run_each(env_, static_cast<std::int64_t>(q_.images()), how_);
   } else {
     run_graph(c.graph, where);
   }
@@ -271,7 +275,7 @@ void Loop::call(const Call& c, const Where* where) {
 void Loop::run_graph(const std::string& graph, const Where* where) {
   Bound& b = bound(graph);
   try {
-    b.run(env_, options_.get());
+    b.run(env_, how_);
   } catch (const Error&) {
     cancel_.check();  // what ended it was the caller
     throw;

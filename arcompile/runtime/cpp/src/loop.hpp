@@ -88,6 +88,8 @@ class Loop {
   Env env_;
   std::unordered_map<std::string, Bound> bounds_;
   ort::Owned<OrtRunOptions> options_;
+  ort::Owned<OrtRunOptions> last_;   // of the finish, which gives its working memory back
+  const OrtRunOptions* how_;         // of these, the one that holds now
   Cancel cancel_;
   std::vector<float> scales_;        // guidance by step and image [steps,b]
   std::vector<std::int64_t> turns_;  // how often each step's positions were committed before

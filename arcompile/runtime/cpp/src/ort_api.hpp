@@ -63,6 +63,7 @@ constexpr std::uint32_t kApiVersion = 17;  // the first that has every slot belo
   X(125, GetAvailableProviders, OrtStatus*, (char***, int*))                                      \
   X(126, ReleaseAvailableProviders, OrtStatus*, (char**, int))                                    \
   X(130, AddSessionConfigEntry, OrtStatus*, (OrtSessionOptions*, const char*, const char*))       \
+  X(165, AddRunConfigEntry, OrtStatus*, (OrtRunOptions*, const char*, const char*))               \
   X(133, RunWithBinding, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))    \
   X(134, CreateIoBinding, OrtStatus*, (OrtSession*, OrtIoBinding**))                              \
   X(135, ReleaseIoBinding, void, (OrtIoBinding*))                                                 \

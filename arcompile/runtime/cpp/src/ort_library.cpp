@@ -196,10 +196,15 @@ Owned<OrtIoBinding> Library::binding(OrtSession* session) const {
   return {made, {api_->ReleaseIoBinding}};
 }
 
-Owned<OrtRunOptions> Library::run_options() const {
-  OrtRunOptions* made = nullptr;
-  must(api_->CreateRunOptions(&made), "ONNX Runtime cannot run");
-  return {made, {api_->ReleaseRunOptions}};
+Owned<OrtRunOptions> Library::run_options(bool shrink) const {
+  OrtRunOptions* raw = nullptr;
+  must(api_->CreateRunOptions(&raw), "ONNX Runtime cannot run");
+  Owned<OrtRunOptions> made{raw, {api_->ReleaseRunOptions}};
+  if (shrink) {
+    must(api_->AddRunConfigEntry(raw, "memory.enable_memory_arena_shrinkage", "cpu:0"),
+         "ONNX Runtime cannot run");
+  }
+  return made;
 }
 
 OrtValue* Library::value(Tensor& t) const {

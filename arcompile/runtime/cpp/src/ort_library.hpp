@@ -32,7 +32,8 @@ class Library {
   // The one place where a model becomes a session.
   Owned<OrtSession> session(const std::string& path, int threads) const;
   Owned<OrtIoBinding> binding(OrtSession* session) const;
-  Owned<OrtRunOptions> run_options() const;
+  // shrink: such a run gives its working memory back.
+  Owned<OrtRunOptions> run_options(bool shrink = false) const;
   // The handle on a tensor, made once.
   OrtValue* value(Tensor& t) const;
 

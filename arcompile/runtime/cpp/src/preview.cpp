@@ -27,9 +27,9 @@ Array Loop::preview() {
     Bound own(session);
     if (!c.loop.empty()) throw Error("a finish that loops has no preview");
     if (c.each) {
-      own.run_each(seen, static_cast<std::int64_t>(q_.images()), options_.get());
+      own.run_each(seen, static_cast<std::int64_t>(q_.images()), last_.get());
     } else {
-      own.run(seen, options_.get(), false);
+      own.run(seen, last_.get(), false);
     }
   }
   const Ref pixels = seen[slot_.pixels];

@@ -1,0 +1,113 @@
+"""What products and convolutions meet when a model draws: ranges for the passes that round."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from arcompile import safetensors
+from arcompile.compile import exported
+from arcompile.errors import ArcError
+from arcompile.family import Model
+from arcompile.ir import Builder, Graph, Node, Type, Value
+from arcompile.passes.ranges import CONV, INPUT
+from arcompile.pipeline import parse_pipeline, run
+from arcompile.program import Program
+from arcompile.quality import condition
+from arcompile.runtime import request
+from arcompile.runtime.engine import Engine
+from arcompile.runtime.loop import Array, Env, Runner
+from arcompile.target import TARGETS
+from arcompile.weights import Store
+
+SEEN = "seen."  # results that the watched graphs have more
+
+
+def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu",
+              progress: Callable[[str, float], None] = lambda stage, share: None) -> dict[str, Array]:
+    """Draw pictures at the model's settings and write what was seen; returns it by name.
+
+    `<weight>.input_max` f32[k]: the largest absolute value of each input of a product.
+    `<weight>.conv_range` f32[4]: -least and largest of what goes into a convolution, and of what
+    comes out. Names are those after the target's own passes. Raises ArcError.
+    """
+    if pictures < 1:
+        raise ArcError(f"pictures must be 1 or more, got {pictures}")
+    plain = run(exported(model, progress), parse_pipeline(TARGETS[target].passes))
+    p = plain.on_graphs(watched)
+    facts = {"family": plain.name, "target": target, "dtype": "f32", "files": {},
+             "info": dict(model.info), "defaults": dict(model.defaults),
+             "vocabulary": int(model.info.get("vocabulary", 0))}
+    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+        TARGETS[target].lower(p, Store(model.weights, p.fold), Path(scratch),
+                              lambda stage, share: progress(f"lowering {stage}", share))
+        engine = Engine(Path(scratch), facts, p, (), 0)
+        seen: dict[str, Array] = {}
+        for i in range(pictures):
+            _draw(engine, i, seen)
+            progress("drawing", (i + 1) / pictures)
+    types = {k: Type("f32", a.shape) for k, a in sorted(seen.items())}
+    safetensors.write(out, types, seen.__getitem__)
+    return seen
+
+
+def _draw(engine: Engine, i: int, seen: dict[str, Array]) -> None:
+    d = engine.defaults
+    q = request.make(engine, condition(engine, i, 1), i, 1, d["guidance"], None, d["temperature"],
+                     int(d["top_k"]), d["top_p"], {})
+    loop = engine._loop(q)
+    loop.runner = Watch(loop.runner, seen)
+    loop.run()
+
+
+class Watch:
+    """A runner that keeps the largest of all that is seen, and hands on the rest."""
+
+    def __init__(self, inner: Runner, seen: dict[str, Array]):
+        self.inner, self.seen = inner, seen
+
+    def run(self, graph: str, env: Env) -> Env:
+        out = self.inner.run(graph, env)
+        for name in [k for k in out if k.startswith(SEEN)]:
+            found, key = self.inner.numpy(out.pop(name)), name.removeprefix(SEEN)
+            self.seen[key] = np.maximum(self.seen[key], found) if key in self.seen else found
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def watched(g: Graph) -> Graph:
+    """The graph with a further result for each product and convolution by a weight."""
+    b = Builder(g.name, taken=[v.name for v in g.values()])
+    more: dict[str, Value] = {}
+    for n in g.nodes:
+        if n.op in WATCHED and n.args[1].is_weight:
+            kind, look = WATCHED[n.op]
+            name = f"{SEEN}{n.args[1].name[1:]}{kind}"
+            here = look(b, n)
+            more[name] = b.maximum(more[name], here) if name in more else here
+    nodes = (*g.nodes, *b.take())
+    return g.with_nodes(nodes, (*g.results, *more.items())) if more else g
+
+
+def _inputs(b: Builder, n: Node) -> Value:
+    x = n.args[0]
+    found: Value = b.max(b.abs(x), axes=tuple(range(x.type.rank - 1)))
+    return found
+
+
+def _range(b: Builder, n: Node) -> Value:
+    every = tuple(range(4))
+    ends = [end for v in (n.args[0], n.outs[0])
+            for end in (b.neg(b.min(v, axes=every)), b.max(v, axes=every))]
+    found: Value = b.concat(*(b.reshape(v, shape=(1,)) for v in ends), axis=0)
+    return found
+
+
+Look = Callable[[Builder, Node], Value]
+WATCHED: Mapping[str, tuple[str, Look]] = {"matmul": (INPUT, _inputs), "conv2d": (CONV, _range)}

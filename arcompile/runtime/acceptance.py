@@ -1,0 +1,30 @@
+"""Where drafts held: what the rounds of a run say about each position of the image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def accepted(rounds: Array) -> Array:
+    """The share of images whose draft was kept at each position, f64 [N].
+
+    rounds i64 [rounds,b]: positions that each image committed (`Output.rounds`). The last position
+    of a round was drawn anew, all others were drafts that held; a window that held as a whole
+    counts as if its last had not, for a round does not tell.
+    """
+    total = int(rounds.sum(0).max(initial=0))
+    ends = rounds.cumsum(0) - 1  # the last position of each round
+    kept = np.ones((rounds.shape[1], total))
+    for image in range(rounds.shape[1]):
+        kept[image, ends[rounds[:, image] > 0, image]] = 0
+    return kept.mean(0)
+
+
+def picture(share: Array, width: int, cell: int = 16) -> Array:
+    """uint8 [h,w,3]: the image grid, dark where drafts failed and bright where they held."""
+    grid = (share.reshape(-1, width) * 255).astype(np.uint8)
+    return grid.repeat(cell, 0).repeat(cell, 1)[..., None].repeat(3, 2)

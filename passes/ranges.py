@@ -1,0 +1,55 @@
+"""What `arcompile calibrate` saw: the file that passes take as their option `ranges`."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from arcompile.checkpoint import open_checkpoint
+from arcompile.errors import ArcError
+from arcompile.program import Program
+from arcompile.weights import Array, used
+
+INPUT, CONV = ".input_max", ".conv_range"  # of a product f32[k]; of a convolution f32[4]
+HINT = "make the file with arcompile calibrate, of the same checkpoint"
+
+
+def read(path: str) -> dict[str, Array]:
+    """Name of a weight, without its @, and INPUT or CONV -> what was seen. Raises ArcError."""
+    try:
+        s = Path(path).stat()
+    except OSError as e:
+        raise ArcError(f"cannot read ranges {path}: {e.strerror}", hint=HINT) from None
+    return _read(path, s.st_mtime_ns, s.st_size)
+
+
+@lru_cache(4)
+def _read(path: str, time: int, size: int) -> dict[str, Array]:
+    held = open_checkpoint(path).weights("")
+    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV))}
+    bad = [k for k, a in found.items() if a.ndim != 1 or not np.isfinite(a).all()]
+    if bad or not found:
+        raise ArcError(f"{path} holds no ranges" + (f": {bad[0]} is broken" if bad else ""),
+                       hint=HINT)
+    return found
+
+
+def of_model(path: str, p: Program) -> dict[str, Array]:
+    """The same, checked to be of this model: some of its weights, in their sizes."""
+    found, have = read(path), used(p.graphs)
+    fits = 0
+    for key, a in found.items():
+        name, _, kind = key.rpartition(".")
+        w = have.get(f"@{name}")
+        if w is None:
+            continue
+        want = 4 if f".{kind}" == CONV else w.type.shape[0]
+        if a.shape != (want,):
+            raise ArcError(f"{path} is of another model: {key} has {a.size} numbers, and @{name} "
+                           f"is {w.type}", hint=HINT)
+        fits += 1
+    if not fits:
+        raise ArcError(f"{path} is of another model: it knows none of the weights here", hint=HINT)
+    return found

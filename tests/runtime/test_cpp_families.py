@@ -1,0 +1,120 @@
+"""libarcompile against the Python runtime on every family: tokens and pixels, bit for bit.
+
+Building each family takes minutes in all; ARC_TEST_FAMILIES=1 asks for it, or names some of them.
+"""
+
+from __future__ import annotations
+
+import os
+
+import native
+import numpy as np
+import pytest
+
+import arcompile
+from arcompile import dims
+
+pytestmark = [pytest.mark.ort, pytest.mark.slow]
+ASKED = os.environ.get("ARC_TEST_FAMILIES", "")
+FAMILIES = ("demo", "flexvar", "hmar", "infinity", "janus", "llamagen", "mar", "nar", "par", "rar",
+            "var", "xar")
+OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
+SEEDS = 20
+
+
+@pytest.fixture(scope="module")
+def lib():
+    os.environ.setdefault("ARC_KERNELS", "off")  # the same for both
+    return native.Library(native.library())
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def both(request, lib, tmp_path_factory):
+    """(the name, the engine in C++, the engine in Python)."""
+    if ASKED in ("", "0"):
+        pytest.skip("ARC_TEST_FAMILIES=1 compares every family")
+    if ASKED != "1" and request.param not in ASKED.split(","):
+        pytest.skip(f"ARC_TEST_FAMILIES={ASKED}")
+    folder = tmp_path_factory.mktemp("cpp") / request.param
+    if request.param == "demo":
+        arcompile.build("demo", out=folder)
+    else:
+        import plain
+
+        from arcompile.family import FAMILIES as KNOWN
+
+        found = KNOWN[request.param]
+        plain.engine(request.param, found.random("tiny"), folder, **OPTIONS.get(request.param, {}))
+    return request.param, lib.open(folder, 1), arcompile.load(folder, threads=1)
+
+
+def condition(engine, b, rng):
+    """Random inputs for b images."""
+    made, p = {}, engine.program
+    sizes = {s: 3 for _, t in p.inputs for d in t.shape for s in dims.symbols(d)}
+    known = engine.manifest.get("prompt", {}).get("vocabulary", 0)
+    for name, t in p.inputs:
+        shape = [dims.value(d, {**sizes, "b": b}) for d in t.shape]
+        if name == "cond":
+            made[name] = rng.integers(0, engine.manifest["info"]["classes"], shape)
+        elif t.dtype == "bool":
+            made[name] = np.ones(shape, bool)
+        elif t.dtype == "i64":
+            made[name] = rng.integers(0, max(known, 1), shape)
+        else:
+            made[name] = rng.normal(size=shape).astype(np.float32)
+    return made
+
+
+def same(a, b):
+    for name in ("tokens", "pixels", "images", "latents", "rounds"):
+        x, y = getattr(a, name), getattr(b, name)
+        assert (x is None) == (y is None), name
+        if x is not None:
+            assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+            assert x.tobytes() == np.ascontiguousarray(y).tobytes(), name
+
+
+def test_seeds(both):
+    _, cpp, py = both
+    rng = np.random.default_rng(0)
+    for seed in range(SEEDS):
+        cond = condition(py, 1, rng)
+        same(cpp.generate(cond, seed=seed), py.generate(cond, seed=seed))
+
+
+@pytest.mark.parametrize("asked", [
+    {"seed": [1, 2, 3], "guidance": [1.0, 4.0, 2.0], "temperature": [1.0, 0.0, 0.7],
+     "top_k": [0, 5, 0], "top_p": [0.9, 1.0, 0.5]},
+    {"seed": 2**63, "n": 2, "guidance": 1.0}, {"guidance": 3.0, "temperature": 0.0},
+])
+def test_batches(both, asked):
+    _, cpp, py = both
+    cond = condition(py, 3, np.random.default_rng(1))
+    same(cpp.generate(cond, **asked), py.generate(cond, **asked))
+
+
+def test_guidance_that_ends(both):
+    _, cpp, py = both
+    cond = condition(py, 2, np.random.default_rng(2))
+    same(cpp.generate(cond, guidance=3.0, interval=1),
+         py.generate(cond, guidance=3.0, guidance_interval=1))
+
+
+def test_logits_and_encoding(both):
+    name, cpp, py = both
+    cond, vocabulary = condition(py, 2, np.random.default_rng(3)), py.manifest["vocabulary"]
+    if vocabulary:
+        tokens = np.random.default_rng(4).integers(0, vocabulary, (2, py.program.positions))
+        try:
+            want = py.logits(cond, tokens)
+        except arcompile.ArcError as e:
+            with pytest.raises(arcompile.ArcError, match=e.what[:20]):
+                cpp.logits(cond, tokens)
+        else:
+            for x, y in zip(cpp.logits(cond, tokens), want, strict=True):
+                assert (x == y).all(), name
+    if "encode" in py.manifest["graphs"] and "pixels" in py.manifest["info"]:
+        side = py.manifest["info"]["pixels"]
+        pixels = np.random.default_rng(5).uniform(-1, 1, (2, 3, side, side)).astype(np.float32)
+        assert (cpp.encode(pixels) == py.encode(pixels)).all()
