@@ -16,19 +16,18 @@ from arcompile.family import Model
 from arcompile.ir import Builder, Graph, Node, Type, Value
 from arcompile.passes.ranges import CONV, INPUT
 from arcompile.pipeline import parse_pipeline, run
-from arcompile.program import Program
 from arcompile.quality import condition
 from arcompile.runtime import request
 from arcompile.runtime.engine import Engine
 from arcompile.runtime.loop import Array, Env, Runner
-from arcompile.target import TARGETS
+from arcompile.target import TARGETS, Progress
 from arcompile.weights import Store
 
 SEEN = "seen."  # results that the watched graphs have more
 
 
 def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu",
-              progress: Callable[[str, float], None] = lambda stage, share: None) -> dict[str, Array]:
+              progress: Progress = lambda stage, share: None) -> dict[str, Array]:
     """Draw pictures at the model's settings and write what was seen; returns it by name.
 
     `<weight>.input_max` f32[k]: the largest absolute value of each input of a product.

@@ -98,9 +98,10 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
           wanted: Wanted = WHATEVER) -> None:
     """Export, optimise and lower one model into an empty folder. Raises ArcError."""
     plain = exported(model, progress)
-    made = fit(plain, pipeline, model.weights, target, wanted.memory, wanted.batch)
+    source = model.weights.plus({k: v for p in pipeline for k, v in p.brings().load.items()})
+    made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
-    TARGETS[target].lower(made.program, Store(model.weights, made.program.fold), folder, progress)
+    TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress)
     facts: dict[str, Any] = {"family": family, "target": target, "dtype": dtype, "key": key,
                              "passes": [str(p) for p in made.passes]}
     if wanted.memory is not None:
@@ -109,7 +110,7 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
         known = {**facts, "info": dict(model.info), "defaults": dict(model.defaults),
                  "vocabulary": int(model.info.get("vocabulary", 0))}
         progress("quality", 0.0)
-        facts["quality"] = measure(plain, model.weights, made.passes, known, folder, wanted)
+        facts["quality"] = measure(plain, source, made.passes, known, folder, wanted)
     _describe(folder, made.program, model, facts)
 
 
@@ -122,8 +123,14 @@ def program(
     progress: Report = lambda stage, share: None,
 ) -> tuple[Program, Weights]:
     """A checkpoint's program before any pass, and its weights. Raises ArcError."""
-    _, model = _model(*_resolve(checkpoint, decoder), family, options or {}, progress)
+    model = read(checkpoint, decoder, family, options, progress)
     return exported(model, progress), model.weights
+
+
+def read(checkpoint: str | Path, decoder: str | Path | None = None, family: str | None = None,
+         options: Options | None = None, progress: Report = lambda stage, share: None) -> Model:
+    """A checkpoint as its family's model, before it is exported. Raises ArcError."""
+    return _model(*_resolve(checkpoint, decoder), family, options or {}, progress)[1]
 
 
 def _resolve(checkpoint: str | Path, decoder: str | Path | None) -> tuple[Path, Path | None]:

@@ -25,6 +25,7 @@ LAYERS = (
     ("passes", "kernels", "models", "targets"),
     ("choose", "quality"),
     ("compile",),
+    ("calibrate",),
 )
 RANK = {name: i for i, layer in enumerate(LAYERS) for name in layer}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnx_ir", "onnxscript", "triton", "tensorrt",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcompile.cli import build, draw, export, look, machine
+from arcompile.cli import build, calibrate, draw, export, look, machine
 from arcompile.cli.terminal import print_json
 from arcompile.errors import MACHINE, THEIRS, ArcError
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 
 COMMANDS: dict[str, tuple[Any, str]] = {
     "build": (build.build, "arcompile build c2i_B_256.pt --decoder vq_ds16_c2i.pt -o engine"),
+    "calibrate": (calibrate.calibrate, "arcompile calibrate demo -o ranges.safetensors"),
     "generate": (draw.generate, "arcompile generate engine --label 207,88 --seed 1 -o dogs.png"),
     "show": (look.show, "arcompile show model.pt --after swiglu --diff"),
     "bisect": (look.bisect, 'arcompile bisect model.pt --passes "swiglu" --good max-error=1e-4'),
