@@ -15,7 +15,7 @@ from arcompile.program import Program
 from arcompile.rewrite import Miss
 from arcompile.weights import Array, Weights
 
-LEAST = 1e-5  # of what a channel is taken to reach
+LEAST = 0.01  # of the largest: what every channel is taken to reach, seen or not
 
 
 @register("smooth")
@@ -64,16 +64,12 @@ class Smooth(Pass):
     def _move(self, b: Builder, source: Node, at: tuple[int, ...], products: list[Node],
               swap: dict[Node, list[Node]]) -> None:
         """Operands `at` of the source are divided by the factor; rows of the weights multiplied."""
-        if source in swap:
-            raise Miss("its source is smoothed for another already")
         b.origin = f"{source.origin} > smooth"
         factor = self._factor(b, [n.args[1] for n in products])
-        args = [b.div(a, factor) if i in at else a for i, a in enumerate(source.args)]
-        swap[source] = [*b.take(), Node(source.op, tuple(args), source.outs, source.attrs, b.origin)]
+        _renew(b, source, swap, lambda i, a: b.div(a, factor) if i in at else a)
         column = (factor.type.shape[0], 1)
         for n in products:
-            w = b.mul(n.args[1], b.reshape(factor, shape=column))
-            swap[n] = [*b.take(), Node(n.op, (n.args[0], w), n.outs, n.attrs, b.origin)]
+            _renew(b, n, swap, lambda i, a: b.mul(a, b.reshape(factor, shape=column)) if i else a)
 
     def _factor(self, b: Builder, weights: list[Value]) -> Value:
         """f32[k]; of several products by one input, the weights' peaks are those of all."""
@@ -83,11 +79,21 @@ class Smooth(Pass):
             most = b.maximum(most, b.max(b.abs(w), axes=(1,)))
 
         def power(x: Value, y: float) -> Value:
-            found: Value = b.pow(b.clip(x, lo=LEAST), b.const(dtype="f32", value=y))
+            least = b.mul(b.max(x, axes=(0,)), b.const(dtype="f32", value=LEAST))
+            found: Value = b.pow(b.maximum(x, least), b.const(dtype="f32", value=y))
             return found
 
         found: Value = b.div(power(reach, self.alpha), power(most, 1 - self.alpha))
         return found
+
+
+def _renew(b: Builder, n: Node, swap: dict[Node, list[Node]],
+           fn: Callable[[int, Value], Value]) -> None:
+    """n, or what replaces it already, with other operands; what makes those stands before it."""
+    *before, now = swap.get(n, [n])
+    first = b.take()
+    args = tuple(fn(i, a) for i, a in enumerate(now.args))
+    swap[n] = [*before, *first, *b.take(), Node(n.op, args, n.outs, n.attrs, b.origin)]
 
 
 def _source(g: Graph, n: Node) -> tuple[Node, tuple[int, ...]] | None:

@@ -1,4 +1,4 @@
-"""Engine folders of hand-written programs, without torch: a few lines of text, and random weights."""
+"""Engine folders of hand-written programs, without torch: a little text, and random weights."""
 
 from __future__ import annotations
 

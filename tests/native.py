@@ -137,18 +137,7 @@ class Engine:
                 **numbers) -> c.c_void_p:
         lib, r = self.lib, c.c_void_p(self.lib.c.arc_request_new())
         keep = []
-        if isinstance(cond, dict):
-            for name, x in cond.items():
-                keep.append(lent(np.ascontiguousarray(x)))
-                lib.must("arc_request_input", r, name.encode(), keep[-1])
-        elif len(cond) and isinstance(cond[0], list):
-            for ids in cond:
-                lib.must("arc_request_prompt", r, (c.c_int64 * len(ids))(*ids), c.c_size_t(len(ids)))
-        elif len(cond) and isinstance(cond[0], str):
-            for name in cond:
-                lib.must("arc_request_class_name", r, name.encode())
-        else:
-            lib.must("arc_request_classes", r, (c.c_int64 * len(cond))(*cond), c.c_size_t(len(cond)))
+        self._condition(r, cond, keep)
         seeds = np.ravel(np.array(seed, object)).tolist()
         lib.must("arc_request_seeds", r, (c.c_uint64 * len(seeds))(*seeds), c.c_size_t(len(seeds)))
         lib.must("arc_request_copies", r, c.c_int64(n))
@@ -168,6 +157,23 @@ class Engine:
             lib.must("arc_request_on_step", r, keep[-1], None)
         r.keep = keep
         return r
+
+    def _condition(self, r, cond, keep) -> None:
+        lib = self.lib
+        if isinstance(cond, dict):
+            for name, x in cond.items():
+                keep.append(lent(np.ascontiguousarray(x)))
+                lib.must("arc_request_input", r, name.encode(), keep[-1])
+        elif len(cond) and isinstance(cond[0], list):
+            for ids in cond:
+                lib.must("arc_request_prompt", r, (c.c_int64 * len(ids))(*ids),
+                         c.c_size_t(len(ids)))
+        elif len(cond) and isinstance(cond[0], str):
+            for name in cond:
+                lib.must("arc_request_class_name", r, name.encode())
+        else:
+            lib.must("arc_request_classes", r, (c.c_int64 * len(cond))(*cond),
+                     c.c_size_t(len(cond)))
 
     def generate(self, cond, **asked) -> SimpleNamespace:
         r, out = self.request(cond, **asked), c.c_void_p()

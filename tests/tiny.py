@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from arcompile import dims
-from arcompile.ir import evaluate
+from arcompile import dims, safetensors
+from arcompile.ir import Type, evaluate
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import BUILTIN
 from arcompile.program_text import parse_program
@@ -194,6 +194,13 @@ def generate(p, source=None, temperature=0.0, cond=(1, 2), scale=2.0, finish=Tru
     loop = Loop(p, runner, q, 16)
     loop.keep_logits = True
     return loop.run(finish=finish)
+
+
+def ranges_file(path, arrays):
+    """A file such as calibrate writes; its path."""
+    types = {k: Type("f32", a.shape) for k, a in arrays.items()}
+    safetensors.write(path, types, lambda k: arrays[k].astype(np.float32))
+    return str(path)
 
 
 def ops(g):

@@ -14,9 +14,9 @@ from arcompile.errors import ArcError
 from arcompile.plan import Plan, available, read_plan, refuse
 from arcompile.program import Program
 from arcompile.program_text import from_data
-from arcompile.runtime import bundle, request
+from arcompile.runtime import bundle, native, request
 from arcompile.runtime.image import to_uint8
-from arcompile.runtime.loop import Array, Loop, OnStep, Request
+from arcompile.runtime.loop import Array, Loop, OnStep, Request, Result
 from arcompile.target import TARGETS
 
 Cond = int | str | Sequence[int | str] | Array | Mapping[str, Any]
@@ -62,6 +62,11 @@ class Engine:
         """The target's models. Raises ArcError when this machine cannot run them."""
         return TARGETS[self.manifest["target"]].open(self.program, self.folder, self.threads)
 
+    @cached_property
+    def native(self) -> native.Native:
+        """The same in libarcompile. Raises ArcError when this installation has none."""
+        return native.Native(self)
+
     def __repr__(self) -> str:
         m = self.manifest
         return f"<Engine {m['family']} {m['target']} {m['dtype']} at {self.folder}>"
@@ -99,14 +104,12 @@ class Engine:
         q = request.make(self, cond, seed, n, guidance, guidance_interval, temperature, top_k,
                          top_p, given)
         self._fits(q)
-        result = self._loop(q).run(on_step)
-        runner = self.models.runner()
+        result = self._run(q, on_step)
         pixels = result.env.get("pixels") if self.program.finish else None
         latents = result.env.get("latents")
         return Output(
             result.tokens, pixels, None if pixels is None else to_uint8(pixels),
-            None if latents is None else runner.numpy(latents), result.timings,
-            result.rounds if len(result.rounds) else None,
+            latents, result.timings, result.rounds if len(result.rounds) else None,
         )
 
     def plan(self, batch: int = 1, guided: bool = True) -> Plan:
@@ -170,6 +173,15 @@ class Engine:
                 for i in range(len(x))]
         return np.concatenate(rows)
 
+    def _run(self, q: Request, on_step: OnStep | None) -> Result:
+        """By the loop that ARC_RUNTIME names. Latents become an array."""
+        if native.asked():
+            return self.native.run(q, on_step)
+        result = self._loop(q).run(on_step)
+        if "latents" in result.env:
+            result.env["latents"] = self.models.runner().numpy(result.env["latents"])
+        return result
+
     def _loop(self, q: Request) -> Loop:
         return Loop(self.program, self.models.runner(), q, self.manifest["vocabulary"])
 
@@ -189,5 +201,5 @@ def load(folder: str | Path, *, threads: int = 0, check: bool = True) -> Engine:
     labels = bundle.read_json(path / "labels.json", "labels") if named else []
     engine = Engine(path, manifest, program, labels, threads)
     if check:
-        assert engine.models is not None
+        assert (engine.native if native.asked() else engine.models) is not None
     return engine

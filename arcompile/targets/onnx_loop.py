@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arcompile.errors import ArcError
 from arcompile.ir import Type
 from arcompile.program import Program
@@ -63,7 +65,7 @@ def model(program: Program, store: Store) -> bytes:
     nodes, outs = whole.nodes()
     inits = [_held(onnx, i, types, store) for i in whole.inits.values()]
     defaults = {"guidance": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-    knobs = [onnx.numpy_helper.from_array(KNOBS[k](v), k) for k, v in defaults.items()]
+    knobs = [onnx.numpy_helper.from_array(np.asarray(v, KNOBS[k]), k) for k, v in defaults.items()]
 
     def info(name: str, t: Type) -> Any:
         shape = [d if isinstance(d, int) else str(d) for d in t.shape]

@@ -52,7 +52,8 @@ class Scope(Nodes):
             made = type(node)()
             made.CopyFrom(node)
             made.name = prefix + node.name
-            made.input[:], made.output[:] = map(of, node.input), [prefix + x for x in node.output]
+            made.input[:] = map(of, node.input)
+            made.output[:] = [x and prefix + x for x in node.output]
             self.nodes.append(made)
         self.env.update({o.name.removeprefix("out."): prefix + o.name for o in graph.output})
 

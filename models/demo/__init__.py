@@ -1,6 +1,9 @@
-"""The demo model: a small LlamaGen trained on drawn shapes, and a judge that reads them back."""
+"""The demo models: small generators of drawn shapes in published layouts, and a judge of them."""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-DEMOS = {"demo": ("demo_gpt.safetensors", "demo_vq.safetensors")}  # name -> model, decoder
+DEMOS = {  # name -> model, decoder
+    "demo": ("demo_gpt.safetensors", "demo_vq.safetensors"),
+    "demo-var": ("demo_var.safetensors", "demo_var_vq.safetensors"),
+}

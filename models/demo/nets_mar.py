@@ -94,9 +94,13 @@ class MAR(nn.Module):
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.diffusion_pos_embed_learned = nn.Parameter(torch.zeros(1, CELLS, dim))
         self.diffloss = nn.Module()
+        self.codes = nn.Linear(dim, 512)  # of training: it teaches the rest, and is not stored
         for p in self.parameters():
             if p.ndim > 1:
                 nn.init.normal_(p, std=0.02)
+        # as loud as what is told of the cells, or attention cannot find neighbours for long
+        nn.init.normal_(self.encoder_pos_embed_learned, std=0.06)
+        nn.init.normal_(self.decoder_pos_embed_learned, std=0.3)
         self.diffloss.net = Head(dim, width, depth)
 
     def forward(self, label: Tensor, z: Tensor, known: Tensor) -> Tensor:

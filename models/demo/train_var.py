@@ -27,7 +27,7 @@ from arcompile.models.demo.training import (
 CODES_STEPS, CODES_BATCH = 800, 128
 STEPS, BATCH, HARD = 3000, 48, 20  # hard: how many of a batch are stars or crosses
 SLIP = 0.06  # most noise under which the codes that are seen were taken
-SAMPLING = {"guidance": 1.0, "temperature": 0.8, "top_k": 0, "top_p": 0.95}
+SAMPLING = {"guidance": 1.0, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
 FILES = ("demo_var.safetensors", "demo_var_vq.safetensors")
 
 

@@ -83,7 +83,5 @@ def test_wilson_interval():
     assert wilson(0, 0) == (0.0, 1.0)
 
 
-def test_files_are_small():
-    files = list(FILE.parent.glob("*.safetensors"))
-    assert FILE in files
-    assert sum(f.stat().st_size for f in files) <= 8_000_000
+def test_the_judge_is_small():
+    assert FILE.stat().st_size <= 250_000

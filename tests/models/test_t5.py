@@ -17,6 +17,7 @@ from arcompile.ir import Type
 from arcompile.models import llamagen, t5
 from arcompile.pipeline import parse_pipeline
 from arcompile.program import Call, Program, Step
+from arcompile.quality import WHATEVER
 from arcompile.runtime import text
 from arcompile.runtime.engine import Engine
 from arcompile.target import TARGETS
@@ -335,7 +336,8 @@ def test_key_knows_the_folder(checkpoint, tmp_path):
     folder, _ = folder_of(tmp_path / "t5")
 
     def key(where):
-        return _key(checkpoint, None, None, "reference", "f32", [], {"text_encoder": where})
+        return _key(checkpoint, None, None, "reference", "f32", [], {"text_encoder": where},
+                    WHATEVER)
 
     before = key(folder)
     assert before == key(str(folder)) == key(shutil.copytree(folder, tmp_path / "copy"))

@@ -22,7 +22,7 @@ def loop(p):
     return Loop(p, models(p, Store(tiny.weights(p), p.fold)).runner(), q, 16)
 
 
-@pytest.mark.parametrize("passes", [[], [SCD(window=2)]], ids=str)
+@pytest.mark.parametrize("passes", [[], [SCD(window=2)]], ids=["plain", "scd"])
 def test_the_same_picture_with_previews(passes):
     p, seen = run(tiny.llama(1), passes), []
     plain = loop(p).run()

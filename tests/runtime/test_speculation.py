@@ -97,7 +97,8 @@ def relabelled(b, token, draft, p, q):
 
 
 @pytest.mark.parametrize(("way", "wrong"), [
-    (SCD(window=2), stale), (SCD(window=4), stale), (SJD(window=4), relabelled)], ids=str)
+    (SCD(window=2), stale), (SCD(window=4), stale), (SJD(window=4), relabelled)],
+    ids=["stale-2", "stale-4", "relabelled"])
 def test_bias_is_seen(toy, way, wrong):
     _, law = toy.law(guidance=1.5)
     bad = spoilt(run(toy.program, [way]), wrong)

@@ -310,7 +310,9 @@ void Loop::commit(const Where& where, const Ref& token) {
 bool Loop::report(std::size_t done) {
   if (!q_.on_step) return true;
   const Progress seen{done, count_steps(), q_.images(), static_cast<std::size_t>(p_.positions),
-                      tokens_->as<std::int64_t>(), [this] { return preview(); }};
+                      tokens_->as<std::int64_t>(),
+                      [this] { return partial()->array(); },
+                      [this] { return to_uint8(*partial())->array(); }};
   const bool more = q_.on_step(seen);
   cancel_.check();
   return more;

@@ -75,7 +75,7 @@ class Loop {
   void commit(const Where& where, const Ref& token);
   bool report(std::size_t done);
   void forget();
-  Array preview();
+  Ref partial();
   Bound& bound(const std::string& graph);
   double in_sessions() const;
   std::size_t count_steps() const { return scales_.size() / q_.images(); }

@@ -15,7 +15,7 @@ constexpr float kGrey = 0.6F;  // of pixels that no token stands for yet; white 
 }  // namespace
 
 // The finish run early over buffers of its own: nothing that is drawn later changes.
-Array Loop::preview() {
+Ref Loop::partial() {
   const Error none("this engine draws tokens only", "build it with --decoder");
   if (p_.finish.empty()) throw none;
   Env seen = env_;
@@ -34,7 +34,7 @@ Array Loop::preview() {
   }
   const Ref pixels = seen[slot_.pixels];
   if (!pixels) throw none;
-  return to_uint8(*(reads ? greyed(pixels, *tokens_) : pixels))->array();
+  return reads ? greyed(pixels, *tokens_) : pixels;
 }
 
 Ref filled(const Tensor& tokens) {

@@ -90,8 +90,9 @@ class ARC_API Stop {
 struct Progress {
   std::size_t step, steps, images, positions;
   const std::int64_t* tokens;      // [images, positions], -1 where nothing is committed yet
-  // The picture so far, u8 [images,H,W,3]; costs a decoding, and changes nothing drawn later.
-  std::function<Array()> preview;
+  // The picture so far, f32 [images,3,H,W] or u8 [images,H,W,3]; each call costs a decoding, and
+  // changes nothing that is drawn later.
+  std::function<Array()> pixels, preview;
 };
 
 using Classes = std::vector<std::int64_t>;
