@@ -31,6 +31,8 @@ LINE = 64  # bytes of a cache line
 PAGES = 1 << 18  # bytes from which an array is worth pages of its own
 FEW = 8  # rows up to which a product takes the time of reading its weights
 
+CPU_ONLY = {"quantize_rows", "matmul_int8", "conv2d_int8"}  # products of integers
+
 
 def runtime() -> Any:
     try:
@@ -290,6 +292,13 @@ class OrtCuda(OrtCpu):
     provider = "CUDAExecutionProvider"
     kernels = False
     needs = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
+
+    def lower(self, program: Program, store: Store, folder: Path,
+              progress: Callable[[str, float], None]) -> None:
+        for op in sorted({n.op for g in program.graphs for n in g.nodes} & CPU_ONLY):
+            raise ArcError(f"ONNX Runtime has no CUDA kernel for {op}",
+                           hint="products by groups of weights run there: int8{block=128}, int4")
+        super().lower(program, store, folder, progress)
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         with contextlib.suppress(AttributeError):

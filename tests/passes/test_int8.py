@@ -128,3 +128,13 @@ def test_sizes_are_real_bytes():
     for name, v in used(p.graphs).items():
         assert store[name].nbytes == v.type.nbytes(), name
         assert store[name].shape == v.type.shape
+
+
+def test_cuda_has_groups_only(tmp_path):
+    """Refused before anything is written."""
+    from arcompile.target import TARGETS
+
+    p = run(of(G), [small()])
+    with pytest.raises(ArcError, match="no CUDA kernel for matmul_int8"):
+        TARGETS["ort-cuda"].lower(p, Store(weights(of(G)), p.fold), tmp_path, lambda s, f: None)
+    assert not list(tmp_path.iterdir())
