@@ -37,10 +37,16 @@ def missing() -> str:
             return f"{tool} is not on the PATH"
     header = any(Path(p, "nlohmann", "json.hpp").is_file() for p in ("/usr/include",
                                                                       "/usr/local/include"))
-    if not (header or os.environ.get("NLOHMANN_JSON_ROOT")
-            or importlib.util.find_spec("nlohmann_json")):
+    if not (header or json_root()):
         return "nlohmann/json.hpp is not found (pip install nlohmann-json)"
     return ""
+
+
+def json_root() -> str:
+    """The folder of the JSON header: NLOHMANN_JSON_ROOT, or this Python's own package."""
+    found = importlib.util.find_spec("nlohmann_json")
+    wheel = found.submodule_search_locations[0] if found else ""
+    return os.environ.get("NLOHMANN_JSON_ROOT") or wheel
 
 
 def build(*options: str, name: str = "release") -> Path:
@@ -48,7 +54,7 @@ def build(*options: str, name: str = "release") -> Path:
     if reason := missing():
         pytest.skip(f"libarcompile is not built: {reason}")
     folder = ROOT / "build" / "cpp" / name
-    root = os.environ.get("NLOHMANN_JSON_ROOT")
+    root = json_root()
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
     cmake("-S", ROOT, "-B", folder, *ninja, *options,
           *([f"-DNLOHMANN_JSON_ROOT={root}"] if root else []))
