@@ -20,7 +20,7 @@ LAYERS = (
     ("rewrite",),
     ("registry", "pipeline", "cost", "liveness", "plan", "analysis", "bisect", "checkpoint",
      "torch_file", "digest"),
-    ("target", "family"),
+    ("target", "family", "kernel"),
     ("nn", "export", "runtime"),
     ("passes", "kernels", "models", "targets"),
     ("choose", "quality"),

@@ -1,0 +1,165 @@
+"""Every version of every kernel against its numpy meaning, and compiled ahead of time.
+
+Without a GPU they run in Triton's interpreter, in f32 and f16 (bf16 is silently wrong there);
+with one, the same tests run on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from arcompile.errors import ArcError
+from arcompile.kernel import KERNELS, Kernel, case, kernel
+from arcompile.kernels import check, lang
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "kernels" / "aot.json"
+VERSIONS = [(k, v) for k, found in KERNELS.all().items() for v in found.versions]
+needs_triton = pytest.mark.skipif(lang.triton is None, reason="triton is not installed")
+
+
+def checked(name: str, version: str, wide: bool) -> list[check.Found]:
+    k = KERNELS[name]
+    v = k.versions[version]
+    if reason := check.absent(v):
+        pytest.skip(reason)
+    ran = [f for c, seed in check.cases(k, wide)
+           if not (f := check.check(k, v, c, seed)).reason]
+    assert not [f"{f.case}: {f.wrong}" for f in ran if f.wrong]
+    return ran
+
+
+@pytest.mark.parametrize(("name", "version"), VERSIONS)
+def test_meaning(name, version):
+    assert checked(name, version, wide=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "version"), VERSIONS)
+def test_meaning_of_many(name, version):
+    assert checked(name, version, wide=True)
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS.all()))
+def test_declared(name):
+    """One line about it, a cost, real shapes that some version takes, and a reason where none."""
+    k = KERNELS[name]
+    assert k.about
+    assert "\n" not in k.about
+    for c in (*k.shapes, *k.large):
+        flops, moved = k.cost(c)
+        assert flops >= 0
+        assert moved > 0
+        assert any(not v.refusal(c) for v in k.versions.values()), str(c)
+    for v in k.versions.values():
+        assert v.idea, f"{name} {v.name} says nothing of its idea"
+
+
+def test_what_is_wrong_is_seen():
+    """A kernel that leaves a number unwritten, and one that is off by a little."""
+    k = KERNELS["add_norm"]
+    c = k.shapes[0]
+    assert "not finite" in check.compare(_nan(), np.ones(3, np.float32), 1e-5)[1]
+    right = k.reference(**k.inputs(c, np.random.default_rng(0)))
+    import torch
+
+    off = tuple(torch.from_numpy(x * np.float32(1.001)) for x in right)
+    assert "off by" in check.compare(off, right, 1e-5)[1]
+
+
+def _nan():
+    import torch
+
+    return torch.tensor([1.0, float("nan"), 1.0])
+
+
+def test_refusals():
+    k = KERNELS["add_norm"]
+    with pytest.raises(ArcError, match="takes no") as e:
+        k.best(case("f64", n=1, d=8))
+    assert "it takes f32, f16, bf16, not f64" in (e.value.hint or "")
+    with pytest.raises(ArcError, match="takes no"):
+        k.best(case(n=1, d=1 << 20))
+    assert k.best(case(n=1, d=64)).name == "v2"
+    assert k.best(case(n=1, d=4096)).name == "v1"
+
+
+def test_registered_once():
+    with pytest.raises(ArcError, match="no kernel named 'add_nrm'"):
+        kernel("add_nrm")(test_refusals)
+    assert isinstance(KERNELS["add_norm"], Kernel)
+
+
+@needs_triton
+@pytest.mark.skipif(not lang.interpreting(), reason="runs on a GPU here")
+def test_the_interpreter_is_not_given_bf16():
+    k = KERNELS["add_norm"]
+    found = check.check(k, k.versions["v1"], case("bf16", n=2, d=8))
+    assert "bf16" in found.reason
+    made = check.tensors(k, k.inputs(case(n=2, d=8), np.random.default_rng(0)), "bf16", "cpu")
+    with pytest.raises(ArcError, match="gets bf16 wrong"):
+        k.versions["v1"].run(**made)
+
+
+# --- ahead of time -------------------------------------------------------------------------------
+
+
+def compiled(*more: str) -> dict:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-m", "arcompile.kernels.aot", *more], env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def same(found: dict) -> None:
+    """As recorded, where it is the same Triton; within bounds in any case (aot says)."""
+    held = json.loads(GOLDEN.read_text())
+    for name, what in found.items():
+        assert what["spilled"] == 0, name
+        if held["triton"] == lang.triton.__version__:
+            assert held["launches"].get(name) == what, f"{name}: see --accept"
+
+
+@needs_triton
+def test_compiles(request):
+    """The newest version of each, for sm_90; all for both under `slow`."""
+    if request.config.getoption("--accept"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        lines = [f" {json.dumps(k)}: {json.dumps(v)}" for k, v in compiled().items()]
+        head = f'{{"triton": "{lang.triton.__version__}", "launches": {{\n'
+        GOLDEN.write_text(head + ",\n".join(lines) + "\n}}\n")
+    same(compiled("--newest", "--arch", "90"))
+
+
+@needs_triton
+@pytest.mark.slow
+def test_all_compile():
+    found = compiled()
+    same(found)
+    assert found.keys() == json.loads(GOLDEN.read_text())["launches"].keys()
+
+
+@needs_triton
+def test_what_does_not_fit_is_an_error():
+    code = ("from arcompile.kernels import aot; aot.SHARED[90] = 16\n"
+            "raise SystemExit(aot.main(['add_norm', '--newest', '--arch', '90']))")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "does not fit sm_90" in done.stdout
+
+
+def test_without_triton():
+    """Kernels import, are listed, and say what they lack."""
+    code = ("import sys; sys.modules['triton'] = None\n"
+            "from arcompile.kernel import KERNELS\nfrom arcompile.kernels import lang\n"
+            "print(len(KERNELS.all()), lang.missing())")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split(maxsplit=1)[1].strip() == "triton is not installed", done.stderr
