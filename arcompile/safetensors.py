@@ -55,7 +55,7 @@ def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
     with path.open("wb") as f:
         f.write(head)
         for name, t in _aligned(types).items():
-            data = np.ascontiguousarray(load(name))
+            data = np.asarray(load(name), order="C")  # a scalar stays one
             if data.shape != t.shape or data.nbytes != t.nbytes():
                 raise ArcError(f"weight {name} is {data.dtype}{list(data.shape)}, expected {t}")
             raw: Any = data.reshape(-1).view(np.uint8)

@@ -61,7 +61,7 @@ class Store(Mapping[str, Array]):
         v, done = self.results[name], dict[Value, Array]()
         if v in self.spare:
             return self.spare.pop(v)
-        found = np.ascontiguousarray(self._value(v, done))
+        found = np.asarray(self._value(v, done), order="C")
         self.spare.update({x: done[x] for x in (self.producer[v].outs if v in done else ())
                            if x is not v and x in self.given and 8 * done[x].nbytes < found.nbytes})
         return found

@@ -13,6 +13,7 @@ MAX_LINES = 60  # longer goldens are not read by anybody
 
 def pytest_addoption(parser):
     parser.addoption("--accept", action="store_true", help="rewrite goldens with the actual text")
+    parser.addoption("--nightly", action="store_true", help="fuzz for long: 1,000 graphs and more")
 
 
 @pytest.fixture

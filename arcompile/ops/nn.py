@@ -39,6 +39,8 @@ def _conv2d(x: Type, w: Type, *bias: Type, stride: int = 1, pads: tuple[int, ...
 
 def _conv_size(n: Dim, k: Dim, pad: int, stride: int) -> Dim:
     if isinstance(n, int) and isinstance(k, int):
+        if n + pad < k:
+            raise IRError(f"a kernel of {k} does not fit into {n} and {pad} of padding")
         return (n + pad - k) // stride + 1
     if stride == 1:
         return dims.add(dims.add(n, pad + 1), k, -1)

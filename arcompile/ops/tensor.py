@@ -271,14 +271,19 @@ def pad(x: Array, *, pads: tuple[tuple[int, int], ...], value: float = 0) -> Arr
 
 def _tail(x: Type, like: Type, *, axis: int) -> Type:
     axis = axis_of(x, axis)
-    return Type(x.dtype, (*x.shape[:axis], like.shape[axis], *x.shape[axis + 1 :]))
+    have, want = x.shape[axis], like.shape[axis_of(like, axis)]
+    if isinstance(have, int) and isinstance(want, int) and want > have:
+        raise IRError(f"{x} has no last {want} entries on axis {axis}")
+    return Type(x.dtype, (*x.shape[:axis], want, *x.shape[axis + 1 :]))
 
 
 @op("tail", _tail)
 def tail(x: Array, like: Array, *, axis: int) -> Array:
     """The last n entries of x on `axis`, n being the size of `like` there."""
-    n = x.shape[axis]
-    return np.take(x, range(n - like.shape[axis], n), axis)
+    n, some = x.shape[axis], like.shape[axis]
+    if some > n:
+        raise IRError(f"{n} entries have no last {some}")
+    return np.take(x, range(n - some, n), axis)
 
 
 # --- indexing ------------------------------------------------------------------------------------

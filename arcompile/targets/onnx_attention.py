@@ -65,7 +65,10 @@ def _keep(e: Emitter, keep: str, past: str, s: str, slots: str) -> str:
 
 @lowers("decode_attention")
 def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
-    return _scatter(e, n, x) if e.wide or n.attrs["mask"] != "causal" else _grouped(e, n, x)
+    size = n.args[3].type.shape[3]  # of a head: GroupQueryAttention rotates multiples of 16 only
+    whole = isinstance(size, int) and size % 16 == 0
+    grouped = whole and not e.wide and n.attrs["mask"] == "causal"
+    return _grouped(e, n, x) if grouped else _scatter(e, n, x)
 
 
 def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
@@ -200,9 +203,26 @@ def _over_queries(e: Emitter, n: Node, bias: str) -> str:
     s = n.args[0].type.shape[1]
     if t.rank < 2 or t.shape[-2] == s:
         return bias
-    lead = [1] * (t.rank - 2)
+    return _spread(e, bias, s, t.rank)
+
+
+def _spread(e: Emitter, bias: str, s: dims.Dim, rank: int = 4) -> str:
+    """[..,1,t] -> [..,s,t]"""
     return e.once(("over", bias, s), lambda: e.op("Expand", bias, e.op(
-        "Concat", e.const(lead), e.dim(s), e.const([1]), axis=0)))
+        "Concat", e.const([1] * (rank - 2)), e.dim(s), e.const([1]), axis=0)))
+
+
+def _lengths(n: Node) -> tuple[dims.Dim, dims.Dim]:
+    """Of queries and keys."""
+    k = n.args[1].type
+    return n.args[0].type.shape[1], k.shape[2 if k.rank == 4 else 1]
+
+
+def _late(e: Emitter, n: Node, x: list[str]) -> str:
+    """bool [s,t]: keys up to each query's own slot, the last query being at the last key."""
+    s, t = (e.dim(d) for d in _lengths(n))
+    at = e.op("Add", e.op("Unsqueeze", _range(e, s), e.const([1])), e.op("Sub", t, s))
+    return e.op("LessOrEqual", _range(e, t), at)
 
 
 @lowers("attention")
@@ -226,7 +246,10 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
     if "keep" in opt:
         seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), e.float(0.0),
                     e.float(-1e30))
-        bias = [e.op("Add", bias[0], seen) if bias else seen]
+        bias = [e.op("Add", bias[0], seen) if bias else _spread(e, seen, n.args[0].type.shape[1])]
+    if causal and _lengths(n)[0] != _lengths(n)[1]:  # ONNX puts the first query at the first key
+        late = e.op("Where", _late(e, n, x), e.float(0.0), e.float(-1e30))
+        bias, causal = [e.op("Add", bias[0], late) if bias else late], False
     heads = {"q_num_heads": a["heads"], "kv_num_heads": a["kv_heads"]}
     if n.args[1].type.rank == 4:
         out = e.op("Attention", _split(e, x[0], a["heads"]), x[1], x[2], *bias, scale=a["scale"],

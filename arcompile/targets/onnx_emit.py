@@ -14,6 +14,7 @@ from arcompile.ir import Graph, Node, Type, Value
 
 OPSET, IR_VERSION = 24, 10  # ONNX Runtime 1.28 takes IR <= 13 and guarantees opset <= 26
 WEIGHTS = "weights.safetensors"
+SHARED = 8  # numbers of the longest constant that ONNX Runtime shares
 DOMAIN = "arcompile"  # of our own ops
 DTYPES = {"f32": 1, "u8": 2, "i8": 3, "i32": 6, "i64": 7, "bool": 9, "f16": 10, "f64": 11,
           "bf16": 16}
@@ -86,12 +87,14 @@ class Nodes:
 class Emitter(Nodes):
     """One graph.
 
-    wide: a step queries several slots of a cache. few: its products have few rows, so that
-    reading the weights is what takes time. kernels: whether our own kernels may run it.
+    values: weights to write into the model itself; the others lie in the weights file. wide: a
+    step queries several slots of a cache. few: its products have few rows, so that reading the
+    weights is what takes time. kernels: whether our own kernels may run it.
     """
 
     def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], *, wide: bool = False,
-                 few: bool = False, kernels: bool = False):
+                 few: bool = False, kernels: bool = False,
+                 values: Mapping[str, Any] | None = None):
         super().__init__()
         self.g, self.wide, self.few, self.kernels = g, wide, few, kernels
         self.inits: list[Any] = []
@@ -99,7 +102,9 @@ class Emitter(Nodes):
         self.names: dict[Value, str] = {p: p.name for p in g.params}
         for w in g.weights:
             self.names[w] = w.name
-            self.inits.append(self._external(w, spans[w.name]))
+            held = (values or {}).get(w.name)
+            self.inits.append(self._external(w, spans[w.name]) if held is None
+                              else self.onnx.numpy_helper.from_array(held, w.name))
 
     def _const(self, array: Any) -> str:
         name = self.fresh("const")
@@ -220,7 +225,13 @@ class Emitter(Nodes):
         return self.onnx.helper.make_tensor_value_info(name, DTYPES[t.dtype], shape)
 
 
-def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: bool) -> bytes:
+def few_integers(types: Mapping[str, Type]) -> list[str]:
+    """Weights that must be in the model: ONNX Runtime takes a constant for another one of the same
+    few integers, and then cannot tell a shape when that one lies in a file."""
+    return [k for k, t in types.items() if t.dtype[0] in "iu" and t.size() <= SHARED]
+
+
+def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:
     """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file; how: see
     Emitter."""
     from arcompile.targets import (  # fill the table

@@ -111,8 +111,8 @@ def cast(e: Emitter, n: Node, x: list[str]) -> str:
 @lowers("clip")
 def clip(e: Emitter, n: Node, x: list[str]) -> str:
     dtype = NUMPY[n.args[0].type.dtype]
-    lo, hi = n.attrs.get("lo"), n.attrs.get("hi")
-    bounds = ["" if v is None else e.const(v, dtype) for v in (lo, hi)]
+    given = map(n.attrs.get, ("lo", "hi"))
+    bounds = ["" if v is None else e.const(v, dtype) for v in given]
     return e.op("Clip", x[0], *bounds)
 
 
@@ -162,9 +162,9 @@ def concat(e: Emitter, n: Node, x: list[str]) -> str:
 @lowers("slice")
 def slice_(e: Emitter, n: Node, x: list[str]) -> str:
     a = n.attrs
-    stop = END if a.get("stop") is None else a["stop"]
-    return e.op("Slice", x[0], e.const([a["start"]]), e.const([stop]), e.const([a["axis"]]),
-                e.const([a.get("step", 1)]))
+    end = END if a.get("step", 1) > 0 else -END
+    bounds = (a["start"], end if a.get("stop") is None else a["stop"], a["axis"], a.get("step", 1))
+    return e.op("Slice", x[0], *(e.const([v]) for v in bounds))
 
 
 @lowers("split")
@@ -263,6 +263,9 @@ def rms_norm(e: Emitter, n: Node, x: list[str]) -> str:
 @lowers("residual_norm")
 def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
     x = x if len(x) > 2 else [*x, _ones(e, n)]
+    if n.args[0].type.rank not in (2, 3):  # the fused op takes no other
+        total = e.op("Add", *x[:2])
+        return [e.op("SimplifiedLayerNormalization", total, x[2], epsilon=n.attrs["eps"]), total]
     body = partial(_residual_norm, epsilon=n.attrs["eps"])
     if not _f32(n):
         return body(e, *x)

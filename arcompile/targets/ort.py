@@ -248,13 +248,14 @@ class OrtCpu(Target):
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None]) -> None:
-        from arcompile.targets.onnx_emit import WEIGHTS, emit
+        from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
 
         types = _aligned({k: v.type for k, v in used(program.graphs).items()})
         _, spans = safetensors.layout(types)
+        values = {k: store[k] for k in few_integers(types)}
         for i, g in enumerate(program.graphs):
-            model = emit(g, spans, wide=_wide(program, g.name), few=_few(program, g.name),
-                         kernels=self.kernels)
+            model = emit(g, spans, values=values, wide=_wide(program, g.name),
+                         few=_few(program, g.name), kernels=self.kernels)
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, store.__getitem__,

@@ -1,0 +1,80 @@
+"""Long runs, resumed by the same command: `PYTHONPATH=tests python -m fuzz graphs --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from fuzz import check, check_program
+from fuzz.check import Wrong
+from fuzz.graphs import graph
+from fuzz.programs import program
+from fuzz.shrink import reduced
+
+
+def failure(g: Any) -> str:
+    """What is wrong with this graph, "" if nothing; the first words name the place."""
+    return _failure(check.check, g)
+
+
+def failure_of_program(p: Any) -> str:
+    return _failure(check_program.check, p)
+
+
+def _failure(run: Callable[[Any], None], x: Any) -> str:
+    try:
+        run(x)
+    except Wrong as e:
+        return str(e)
+    except Exception as e:  # whatever it is: a crash is a finding
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        return f"crash {type(e).__name__} in {Path(where.filename).name}: {e}"
+    return ""
+
+
+def hush() -> None:
+    """What onnxruntime raises it also prints."""
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(4)
+
+
+def long(what: str, count: int, out: Path, seed: int = 0) -> None:
+    """Try so many, from where an earlier run stopped; failures, made small, go to `out`."""
+    hush()
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / f"{what}.json"
+    told = json.loads(log.read_text()) if log.exists() else {"done": 0, "found": 0, "seconds": 0.0,
+                                                             "ops": {}}
+    start, before = time.monotonic(), told["seconds"]
+    for i in range(told["done"], count):
+        random = Random(f"{seed}.{i}")
+        x: Any = graph(random) if what == "graphs" else program(random)
+        for n in (n for g in getattr(x, "graphs", (x,)) for n in g.nodes):
+            told["ops"][n.op] = told["ops"].get(n.op, 0) + 1
+        if said := (failure if what == "graphs" else failure_of_program)(x):
+            told["found"] += 1
+            small = reduced(x, failure) if what == "graphs" else x
+            (out / f"{what}-{i:06d}.arc").write_text(f"# {said[:300]!r}\n{small}\n")
+            print(f"{i}: {said[:160]}", flush=True)
+        told["done"] = i + 1
+        if i % 50 == 49 or i + 1 == count:
+            told["seconds"] = before + time.monotonic() - start
+            log.write_text(json.dumps(told, indent=1))
+    print(json.dumps({k: v for k, v in told.items() if k != "ops"}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="fuzz")
+    parser.add_argument("what", choices=["graphs", "programs"])
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    long(given.what, given.count, given.out, given.seed)
