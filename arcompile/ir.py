@@ -67,7 +67,9 @@ class Node:
     args: tuple[Value, ...]
     outs: tuple[Value, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
-    origin: str = ""  # module path and passes it came through; for the profiler, never compared
+    # `module@file:line > pass > pass`: where it was written and what it came through, for people
+    # who look for it; never compared.
+    origin: str = ""
 
 
 @dataclass(frozen=True, eq=False)

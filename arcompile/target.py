@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from arcompile.errors import MACHINE, ArcError
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.registry import Registry
 from arcompile.weights import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One kernel that a profiled run took: seconds since the epoch, and how long.
+
+    name: `origin/op:value#k` where the target kept the names of lowering (see `Node.origin`). kind:
+    the runtime's own word for the op. peak: bytes in use in the runtime's arena.
+    """
+
+    graph: str
+    name: str
+    kind: str
+    start: float
+    seconds: float
+    peak: int = 0
 
 
 class Target:
@@ -33,6 +51,12 @@ class Target:
     def open(self, program: Program, folder: Path, threads: int) -> Any:
         """Models ready to run: an object with `runner()` and `vocabulary`. Raises ArcError."""
         raise NotImplementedError
+
+    def profile(self, program: Program, folder: Path, threads: int, notes: Path) -> Any:
+        """Like `open`, but the models take note of every kernel, in files under `notes`: they also
+        have `events() -> list[Event]`, to be called once, after the last run. Raises ArcError."""
+        raise ArcError(f"target {self.name} has no profiler", code=MACHINE,
+                       hint="profile an engine built with --target ort-cpu")
 
     def prepare(self, progress: Callable[[str, float], None]) -> None:
         """Make what engines of this target gain from on this machine. Raises ArcError when it

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcompile.cli import build, calibrate, draw, export, look, machine
+from arcompile.cli import build, calibrate, draw, export, look, machine, profile
 from arcompile.cli.terminal import print_json
 from arcompile.errors import MACHINE, THEIRS, ArcError
 
@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "calibrate": (calibrate.calibrate, "arcompile calibrate demo -o ranges.safetensors"),
     "generate": (draw.generate, "arcompile generate engine --label 207,88 --seed 1 -o dogs.png"),
     "show": (look.show, "arcompile show model.pt --after swiglu --diff"),
+    "profile": (profile.profile, "arcompile profile engine --by line -o profile"),
     "bisect": (look.bisect, 'arcompile bisect model.pt --passes "swiglu" --good max-error=1e-4'),
     "list": (machine.list_, "arcompile list passes"),
     "doctor": (machine.doctor, "arcompile doctor --json"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ DTYPES = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16",
 TORCH = {v: k for k, v in DTYPES.items()}
 MAX_LITERAL = 256  # elements of a tensor made in the forward
 EXAMPLES = (6, 3, 5, 7, 11, 13)  # example sizes of symbolic dims: distinct, never 0 or 1
+FRAME = re.compile(r'File "([^"]+)", line (\d+)')  # of a stack trace
+TORCH_ROOT = Path(torch.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ def export(module: torch.nn.Module, inputs: Mapping[str, str], *, name: str = "s
     types = {k: Type.parse(t) for k, t in inputs.items()}
     by_dict = isinstance(module, _Method)
     program = _trace(module, types, by_dict)
-    g = _Reader(name, program, types, rename).read()
+    g = _Reader(name, program, types, rename, _home(module)).read()
     verify(g)
     return dce(g)
 
@@ -112,10 +116,30 @@ def _mutates(program: Any) -> bool:
     return any(s is not None and s.is_mutable for s in schemas)
 
 
+def _place(file: str, line: int | str) -> str:
+    """A line of somebody's code, without where it lies on this machine."""
+    return "/".join(Path(file).parts[-2:]) + f":{line}"
+
+
+def _home(module: torch.nn.Module) -> str:
+    """The line where what is exported begins."""
+    code = inspect.unwrap(module._method if isinstance(module, _Method) else module.forward)
+    code = getattr(code, "__code__", None)
+    return _place(code.co_filename, code.co_firstlineno) if code else ""
+
+
+def _line(n: FxNode, home: str) -> str:
+    """The line of model code that a node comes from: the innermost that is not torch's."""
+    frames = FRAME.findall(n.meta.get("stack_trace") or "")
+    own = [_place(f, line) for f, line in frames
+           if TORCH_ROOT not in Path(f).parents and Path(f) != Path(__file__)]
+    return own[-1] if own else home
+
+
 class _Reader:
     def __init__(self, name: str, program: Any, types: Mapping[str, Type],
-                 rename: tuple[str, str]):
-        self.b, self.program, self.prefix = Builder(name), program, rename
+                 rename: tuple[str, str], home: str = ""):
+        self.b, self.program, self.prefix, self.home = Builder(name), program, rename, home
         self.types = types
         self.env: dict[str, Any] = {}
         self.symbols: dict[str, str] = {}
@@ -207,7 +231,8 @@ class _Reader:
         if "assert" in op or "sym_constrain" in op:
             return
         stack = list((n.meta.get("nn_module_stack") or {}).values())
-        self.b.origin = self._named(stack[-1][0] if stack else "") or "(top)"
+        module = self._named(stack[-1][0] if stack else "") or "(top)"
+        self.b.origin = f"{module}@{_line(n, self.home)}"
         if any(a.name in self.lost for a in n.all_input_nodes):
             self.lost.add(n.name)
             return

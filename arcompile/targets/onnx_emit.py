@@ -50,11 +50,14 @@ class Nodes:
         return f"{hint}.{self.count}"
 
     def op(self, kind: str, *inputs: str, domain: str = "", outs: int = 1, **attrs: Any) -> Any:
-        """Emit a node; its output name, or names when there are several."""
-        made = [self.fresh(kind) for _ in range(outs)]
+        """Emit a node; its output name, or names when there are several.
+
+        Outputs bear the node's name too: a runtime that fuses nodes names what it makes by them.
+        """
+        name = f"{self.where}#{len(self.nodes)}"
+        made = [self.fresh(name if self.where else kind) for _ in range(outs)]
         self.nodes.append(self.onnx.helper.make_node(
-            kind, list(inputs), made, name=f"{self.where}#{len(self.nodes)}", domain=domain,
-            **attrs))
+            kind, list(inputs), made, name=name, domain=domain, **attrs))
         return made[0] if outs == 1 else made
 
     def ms(self, kind: str, *inputs: str, outs: int = 1, **attrs: Any) -> Any:
@@ -186,7 +189,7 @@ class Emitter(Nodes):
         for n in self.g.nodes:
             if n.op not in LOWER:
                 raise ArcError(f"op {n.op} has no ONNX form", hint="use --target reference")
-            self.where = f"{n.origin or 'top'}/{n.op}"
+            self.where = f"{n.origin or '(top)'}/{n.op}:{n.outs[0].name}"  # profiles read it
             made = LOWER[n.op](self, n, [self.names[a] for a in n.args])
             made = [made] if isinstance(made, str) else made
             self.names.update(zip(n.outs, made, strict=True))

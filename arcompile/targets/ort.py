@@ -20,7 +20,8 @@ from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env, zeros
-from arcompile.target import Target, target
+from arcompile.target import Event, Target, target
+from arcompile.targets import ort_profile
 from arcompile.weights import Store, used
 
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
@@ -47,11 +48,11 @@ class Session:
     """One loaded model. Shared by runs, and never written to.
 
     once: it runs once an image, and gives its working memory back: the caches of the next image
-    would lie next to it.
+    would lie next to it. notes: where it notes what every kernel takes.
     """
 
     def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None,
-                 once: bool = False):
+                 once: bool = False, notes: Path | None = None):
         ort = runtime()
         self.how = ort.RunOptions()
         if once and provider == "CPUExecutionProvider":
@@ -60,6 +61,9 @@ class Session:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         options.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
+        if notes is not None:
+            options.enable_profiling = True
+            options.profile_file_prefix = str(notes / path.stem)
         if kernels is not None:
             options.register_custom_ops_library(str(kernels))
         if provider != "CPUExecutionProvider":
@@ -200,8 +204,10 @@ def _own_pages(x: Array) -> Array:
 class Models:
     """The engine's sessions, each loaded when first needed."""
 
-    def __init__(self, folder: Path, provider: str, threads: int, finish: set[str]):
+    def __init__(self, folder: Path, provider: str, threads: int, finish: set[str],
+                 notes: Path | None = None):
         self.folder, self.provider, self.threads = folder, provider, threads
+        self.notes = notes
         self.finish = finish  # graphs that make pixels of what was drawn
         self.sessions: dict[str, Session] = {}
         self.device = "cuda" if "CUDA" in provider else "cpu"
@@ -211,8 +217,12 @@ class Models:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
             self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels,
-                                           once=graph in self.finish)
+                                           graph in self.finish, self.notes)
         return self.sessions[graph]
+
+    def events(self) -> list[Event]:
+        """What the kernels took since the models were opened to be profiled."""
+        return [e for name, s in self.sessions.items() for e in ort_profile.events(name, s.model)]
 
     def runner(self) -> Runner:
         return Runner(self)
@@ -268,11 +278,18 @@ class OrtCpu(Target):
             progress("kernels", 1.0)
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
+        return self._models(program, folder, threads)
+
+    def profile(self, program: Program, folder: Path, threads: int, notes: Path) -> Models:
+        return self._models(program, folder, threads, notes)
+
+    def _models(self, program: Program, folder: Path, threads: int,
+                notes: Path | None = None) -> Models:
         reason = self.available()
         if reason:
             raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
         finish = {c.graph for c in program.finish}
-        return Models(folder, self.provider, threads or _cores(), finish)
+        return Models(folder, self.provider, threads or _cores(), finish, notes)
 
     def available(self) -> str:
         try:
