@@ -162,7 +162,8 @@ def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str
     """sha256 over everything that decides what is built."""
     parts = [arcompile.__version__, _own_digest(), checkpoint.name, digest(checkpoint),
              decoder.name if decoder else "", digest(decoder) if decoder else "", family or "",
-             target, dtype, *map(str, pipeline), *(() if wanted.memory is None else (
+             target, dtype, *map(str, pipeline), *(x for p in pipeline for x in p.reads()),
+             *(() if wanted.memory is None else (
                  f"memory {wanted.memory} {wanted.batch}",)),
              json.dumps({k: _content(k, v) for k, v in options.items()}, sort_keys=True,
                         default=str)]

@@ -41,6 +41,10 @@ class Pass:
         """Weights that are not the checkpoint's, for passes that read files. Raises ArcError."""
         return Weights({})
 
+    def reads(self) -> tuple[str, ...]:
+        """What tells apart the files that the options name: two builds of equal ones are equal."""
+        return ()
+
     def prepared(self, p: Program, source: Weights) -> Pass:
         """The pass with what it chooses by the weights' values written into its options.
 

@@ -75,7 +75,7 @@ def neighbours(p: Program, name: str, near: int) -> tuple[Program, Value]:
     By the vectors that its decoder looks codes up in; computed when the engine is built. Raises
     ArcError where there is no decoder.
     """
-    g, codes = _codebook(p, name)
+    g, codes = codebook(p, name)
     if near >= int(codes.type.shape[0]):
         raise ArcError(f"{near} neighbours in a codebook of {codes.type.shape[0]}")
     old = p.fold or Graph(FOLD, (), (), ())
@@ -94,7 +94,7 @@ def neighbours(p: Program, name: str, near: int) -> tuple[Program, Value]:
     return replace(p, fold=fold), Value(f"@codes.nearest{near}", table.type)
 
 
-def _codebook(p: Program, name: str) -> tuple[Graph, Value]:
+def codebook(p: Program, name: str) -> tuple[Graph, Value]:
     """Where the finish looks `tokens` up: (its graph, the vectors [V,d] made of weights alone)."""
     for call in p.finish:
         g = p.graph(call.graph)

@@ -96,12 +96,17 @@ def _rounds(p: Program, window: int, graphs: tuple[Graph, ...],
 def _check(p: Program, name: str, window: int, guess: str) -> None:
     if guess not in GUESSES:
         raise ArcError(f"pass {name} has no guess {guess!r}", hint=did_you_mean(guess, GUESSES))
+    window_of(p, name, window)
+    if guess == "above":
+        square(p, name)
+
+
+def window_of(p: Program, name: str, window: int) -> None:
+    """Raise ArcError unless p is a plain raster program whose image holds such a window."""
     check(p, name)
     if not 1 <= window < p.positions:
         raise ArcError(f"a window of {window} positions in an image of {p.positions}",
                        hint=f"give 1 (plain decoding) to {p.positions - 1}")
-    if guess == "above":
-        square(p, name)
 
 
 # --- graphs --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from arcompile.ir import Graph, Type, bind
 from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
-from arcompile.program import Program
+from arcompile.program import Program, Step
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
@@ -232,15 +232,22 @@ def _wide(p: Program, graph: str) -> bool:
     """Does some step with a past query more than one slot through this graph?"""
     past = False
     for s in p.steps:
-        if past and s.append != 1 and any(c.graph == graph for c in s.calls):
+        many = _slots(s, graph) > 1 if s.window else s.append != 1
+        if past and many and any(c.graph == graph for c in s.calls):
             return True
         past = past or s.append != 0
     return False
 
 
+def _slots(s: Step, graph: str) -> int:
+    """The slots of a window that a round queries through this graph at a time: what it calls again
+    and again draws draft by draft."""
+    return 1 if sum(c.graph == graph for c in s.calls) > 1 else s.window
+
+
 def _few(p: Program, graph: str) -> bool:
     """Do the steps mostly give this graph a few positions? A loop works on those it commits."""
-    counts = [len(s.commit if c.loop else s.query)
+    counts = [_slots(s, graph) if s.window else len(s.commit if c.loop else s.query)
               for s in p.steps for c in s.calls if c.graph == graph]
     return bool(counts) and statistics.median(counts) <= FEW
 
