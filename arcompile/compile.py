@@ -78,6 +78,7 @@ def build(
                        hint=f"it takes {', '.join(chosen.dtypes)}")
     pipeline = parse_pipeline(chosen.passes)
     pipeline += parse_pipeline(passes) if isinstance(passes, str) else list(passes or ())
+    pipeline += narrowing(dtype)
     key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {}, wanted)
     folder = Path(out) if out is not None else cache() / "engines" / key[:24]
     if (hit := _cached(folder, key)) is not None:
@@ -91,6 +92,11 @@ def build(
         found, model = _model(checkpoint, decoder, family, options or {}, progress)
         write(made, found.name, model, target, dtype, pipeline, key, progress, wanted)
     return load(folder, check=False)  # it may be built here for another machine
+
+
+def narrowing(dtype: str) -> list[Pass]:
+    """What makes a program of f32 one of this dtype."""
+    return [] if dtype == "f32" else parse_pipeline(f"half{{dtype={dtype}}}")
 
 
 def write(folder: Path, family: str, model: Model, target: str, dtype: str,

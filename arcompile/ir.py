@@ -160,13 +160,16 @@ OPS: dict[str, Op] = {}
 def op(name: str, infer: Infer, *, commutes: bool = False) -> Callable[[Any], Any]:
     """Declare op `name`; the decorated function is its reference semantics.
 
-    The function's keyword-only parameters are the op's attributes.
+    The function's keyword-only parameters are the op's attributes. Operands of 16-bit floats are
+    widened, and the results rounded once: what the accumulators of every target do.
     """
 
     def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **attrs: Any) -> list[Any]:
-            out = fn(*args, **attrs)
-            return list(out) if isinstance(out, tuple) else [out]
+            half = "dtype" not in attrs and any(str(a.dtype) == "float16" for a in args)
+            out = fn(*(map(_wide, args) if half else args), **attrs)
+            found = list(out) if isinstance(out, tuple) else [out]
+            return [_narrow(x) for x in found] if half else found
 
         given = inspect.signature(fn).parameters.values() if inspect.isfunction(fn) else ()
         attrs = {p.name: p.default is p.empty for p in given if p.kind is p.KEYWORD_ONLY}
@@ -174,6 +177,14 @@ def op(name: str, infer: Infer, *, commutes: bool = False) -> Callable[[Any], An
         return fn
 
     return declare
+
+
+def _wide(x: Any) -> Any:
+    return x.astype("float32") if str(x.dtype) == "float16" else x
+
+
+def _narrow(x: Any) -> Any:
+    return x.astype("float16") if str(x.dtype) == "float32" else x
 
 
 class Builder:

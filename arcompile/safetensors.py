@@ -55,7 +55,7 @@ def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
     with path.open("wb") as f:
         f.write(head)
         for name, t in _aligned(types).items():
-            data = np.asarray(load(name), order="C")  # a scalar stays one
+            data = _stored(np.asarray(load(name), order="C"), t)  # a scalar stays one
             if data.shape != t.shape or data.nbytes != t.nbytes():
                 raise ArcError(f"weight {name} is {data.dtype}{list(data.shape)}, expected {t}")
             raw: Any = data.reshape(-1).view(np.uint8)
@@ -63,6 +63,13 @@ def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
             f.write(raw)
             progress((seen := seen + t.nbytes()) / total)
     return digest.hexdigest()
+
+
+def _stored(data: Any, t: Type) -> Any:
+    """bf16 is held as f32 with its lower half empty."""
+    if t.dtype != "bf16" or data.dtype != np.float32:
+        return data
+    return (np.ascontiguousarray(data).view(np.uint32) >> 16).astype(np.uint16)
 
 
 def mapped(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:

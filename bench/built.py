@@ -55,7 +55,7 @@ def _had(folder: Path, told: Path, want: str) -> dict[str, Any] | None:
 
 def build(suite: Suite, folder: Path) -> None:
     """Compile the suite's weights into `folder`, replacing what is there. Raises ArcError."""
-    from arcompile.compile import write
+    from arcompile.compile import narrowing, write
     from arcompile.family import FAMILIES
     from arcompile.pipeline import parse_pipeline
     from arcompile.runtime import bundle
@@ -63,6 +63,7 @@ def build(suite: Suite, folder: Path) -> None:
 
     family = FAMILIES[suite.family]
     passes = parse_pipeline(TARGETS[suite.target].passes) + parse_pipeline(suite.passes)
+    passes += narrowing(suite.dtype)
     with bundle.replacing(folder) as made:
         model = family.model(source(suite), {})
         write(made, suite.family, model, suite.target, suite.dtype, passes, key(suite))

@@ -12,7 +12,7 @@ from typing import Any
 from arcompile.bench.attribute import Group
 
 ROOF, DOT = "#777777", "#1f5fa8"
-SHOWN = 12  # groups that are named
+LEAST = 0.01  # share of the time from which a group is named
 
 
 def draw(groups: Sequence[Group], flops: float, read: float, title: str, path: Path) -> None:
@@ -24,10 +24,10 @@ def draw(groups: Sequence[Group], flops: float, read: float, title: str, path: P
     dots = [g for g in groups if g.cost.flops and g.cost.bytes and g.seconds]
     total = sum(g.seconds for g in groups) or 1.0
     _roof(ax, dots, flops, read)
-    for i, g in enumerate(dots):
+    for g in dots:
         x, y = g.cost.flops / g.cost.bytes, g.cost.flops / g.seconds
         ax.scatter(x, y, s=30 + 1500 * g.seconds / total, color=DOT, alpha=0.45, lw=0)
-        if i < SHOWN:
+        if g.seconds >= LEAST * total:
             ax.annotate(f"{g.name} {100 * g.seconds / total:.0f} %", (x, y), fontsize=8,
                         xytext=(5, 4), textcoords="offset points")
     ax.set(xscale="log", yscale="log", xlabel="flop / byte", ylabel="flop/s", title=title)

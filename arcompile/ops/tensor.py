@@ -137,7 +137,15 @@ def _cast(x: Type, *, dtype: str) -> Type:
 
 @op("cast", _cast)
 def cast(x: Array, *, dtype: str) -> Array:
-    return x.astype(NUMPY[dtype])
+    made: Array = x.astype(NUMPY[dtype])
+    return rounded(made) if dtype == "bf16" else made
+
+
+def rounded(x: Array) -> Array:
+    """f32 whose values are those of bf16, the nearest, ties to even: numpy has no such type."""
+    bits = x.astype(np.float32, copy=False).view(np.uint32)
+    low = np.where(np.isnan(x), 0, 0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)
+    return ((bits + low) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 @op("clip", same)

@@ -36,6 +36,12 @@ def _own(e: Emitter, past: str, s: str, slots: str) -> str:
     return e.op("Equal", e.op("Unsqueeze", at, e.const([1, 3])), _range(e, slots))
 
 
+def _hide(e: Nodes, n: Node) -> tuple[str, str]:
+    """What is added to the scores of keys that are seen, and of others."""
+    dtype = n.args[0].type.dtype
+    return e.number(0.0, dtype), e.number(-6e4 if dtype == "f16" else -1e30, dtype)
+
+
 def _range(e: Nodes, n: str) -> str:
     return e.op("Range", e.const(0), e.op("Squeeze", n, e.const([0])), e.const(1))
 
@@ -82,7 +88,7 @@ def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
     more = []
     if keep:
         bias = e.once(("bias", keep[0]), lambda: e.op(
-            "Where", _keep(e, keep[0], past, s, total), e.float(0.0), e.float(-1e30)))
+            "Where", _keep(e, keep[0], past, s, total), *_hide(e, n)))
         more = ["", bias]
     qkv = (packed, "", "") if packed else (q, k, v)
     return e.ms("GroupQueryAttention", *qkv, kc, vc, last, most, cos, sin, *more, outs=3,
@@ -244,11 +250,10 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])
     bias = [_over_queries(e, n, opt["bias"])] if "bias" in opt else []
     if "keep" in opt:
-        seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), e.float(0.0),
-                    e.float(-1e30))
+        seen = e.op("Where", e.op("Unsqueeze", opt["keep"], e.const([1, 2])), *_hide(e, n))
         bias = [e.op("Add", bias[0], seen) if bias else _spread(e, seen, n.args[0].type.shape[1])]
     if causal and _lengths(n)[0] != _lengths(n)[1]:  # ONNX puts the first query at the first key
-        late = e.op("Where", _late(e, n, x), e.float(0.0), e.float(-1e30))
+        late = e.op("Where", _late(e, n, x), *_hide(e, n))
         bias, causal = [e.op("Add", bias[0], late) if bias else late], False
     heads = {"q_num_heads": a["heads"], "kv_num_heads": a["kv_heads"]}
     if n.args[1].type.rank == 4:

@@ -11,6 +11,7 @@ from arcompile import dims
 from arcompile.dims import Dim
 from arcompile.errors import ArcError
 from arcompile.ir import Graph, Node, Type, Value
+from arcompile.ops.tensor import NUMPY
 
 OPSET, IR_VERSION = 24, 10  # ONNX Runtime 1.28 takes IR <= 13 and guarantees opset <= 26
 WEIGHTS = "weights.safetensors"
@@ -81,6 +82,13 @@ class Nodes:
 
     def float(self, value: Any) -> str:
         return self.const(value, np.float32)
+
+    def number(self, value: Any, dtype: str) -> str:
+        """A constant of one of our dtypes."""
+        if dtype != "bf16":
+            return self.const(value, NUMPY[dtype])
+        wide = self.float(value)
+        return self.once(("bf16", wide), lambda: str(self.op("Cast", wide, to=DTYPES["bf16"])))
 
     def kernel(self, name: str, body: Body, *inputs: str) -> Any:
         """What `body(nodes, *inputs)` emits."""

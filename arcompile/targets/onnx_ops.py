@@ -110,15 +110,15 @@ def cast(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("clip")
 def clip(e: Emitter, n: Node, x: list[str]) -> str:
-    dtype = NUMPY[n.args[0].type.dtype]
+    dtype = n.args[0].type.dtype
     given = map(n.attrs.get, ("lo", "hi"))
-    bounds = ["" if v is None else e.const(v, dtype) for v in given]
+    bounds = ["" if v is None else e.number(v, dtype) for v in given]
     return e.op("Clip", x[0], *bounds)
 
 
 @lowers("const")
 def const(e: Emitter, n: Node, x: list[str]) -> str:
-    return e.const(n.attrs["value"], NUMPY[n.attrs["dtype"]])
+    return e.number(n.attrs["value"], n.attrs["dtype"])
 
 
 @lowers("arange")
@@ -178,7 +178,7 @@ def split(e: Emitter, n: Node, x: list[str]) -> list[str]:
 def pad(e: Emitter, n: Node, x: list[str]) -> str:
     pads = n.attrs["pads"]
     flat = [a for a, _ in pads] + [b for _, b in pads]
-    value = e.const(n.attrs.get("value", 0), NUMPY[n.args[0].type.dtype])
+    value = e.number(n.attrs.get("value", 0), n.args[0].type.dtype)
     return e.op("Pad", x[0], e.const(flat), value)
 
 
@@ -245,7 +245,8 @@ def conv2d(e: Emitter, n: Node, x: list[str]) -> str:
 
 
 def _ones(e: Emitter, n: Node) -> str:
-    return e.float(np.ones(n.args[0].type.shape[-1]))
+    t = n.args[0].type
+    return e.number(np.ones(t.shape[-1]), t.dtype)
 
 
 @lowers("layer_norm")
@@ -284,20 +285,21 @@ def _residual_norm(e: Nodes, x: str, y: str, weight: str, eps: str = "", *,
 @lowers("group_norm", "group_norm_silu")
 def group_norm(e: Emitter, n: Node, x: list[str]) -> str:
     groups, silu = n.attrs["groups"], n.op == "group_norm_silu"
-    body = partial(_group_norm, shape=n.args[0].type.shape, groups=groups, epsilon=n.attrs["eps"],
-                   silu=silu)
+    t = n.args[0].type
+    body = partial(_group_norm, shape=t.shape, dtype=t.dtype, groups=groups,
+                   epsilon=n.attrs["eps"], silu=silu)
     if not _f32(n):
         return body(e, *x)
     return str(e.kernel("GroupNormSilu" if silu else "GroupNorm", body, *x, e.const([groups]),
                         e.float([n.attrs["eps"]])))
 
 
-def _group_norm(e: Nodes, x: str, w: str, b: str, *told: str, shape: Any, groups: int,
+def _group_norm(e: Nodes, x: str, w: str, b: str, *told: str, shape: Any, dtype: str, groups: int,
                 epsilon: float, silu: bool) -> str:
     """Each group is an instance: reshape, normalise, scale and shift per channel."""
     flat = e.op("Reshape", x, e.const([0, groups, -1]))
-    unit = e.op("InstanceNormalization", flat, e.float(np.ones(groups)), e.float(np.zeros(groups)),
-                epsilon=epsilon)
+    unit = e.op("InstanceNormalization", flat, e.number(np.ones(groups), dtype),
+                e.number(np.zeros(groups), dtype), epsilon=epsilon)
     back = e.op("Reshape", unit, e.op("Shape", x))
     column = e.const([-1, *[1] * (len(shape) - 2)])
     w, b = e.op("Reshape", w, column), e.op("Reshape", b, column)
@@ -308,7 +310,8 @@ def _group_norm(e: Nodes, x: str, w: str, b: str, *told: str, shape: Any, groups
 @lowers("l2_norm")
 def l2_norm(e: Emitter, n: Node, x: list[str]) -> str:
     size = e.op("ReduceL2", x[0], e.const([n.attrs["axis"]]), keepdims=1)
-    return e.op("Div", x[0], e.op("Max", size, e.float(n.attrs["eps"])))
+    return e.op("Div", x[0], e.op("Max", size, e.number(
+        n.attrs["eps"], n.args[0].type.dtype)))
 
 
 @lowers("upsample")
@@ -325,8 +328,9 @@ def resize(e: Emitter, n: Node, x: list[str]) -> str:
     assert isinstance(h, int)
     assert isinstance(w, int)
     rows, columns = resize_matrix(h, oh, mode), resize_matrix(w, ow, mode).T
-    wide = e.op("MatMul", e.float(rows), x[0])
-    return e.op("MatMul", wide, e.float(np.ascontiguousarray(columns)))
+    dtype = n.args[0].type.dtype
+    wide = e.op("MatMul", e.number(rows, dtype), x[0])
+    return e.op("MatMul", wide, e.number(np.ascontiguousarray(columns), dtype))
 
 
 # --- sampling ------------------------------------------------------------------------------------

@@ -315,6 +315,7 @@ class OrtCuda(OrtCpu):
     """ONNX Runtime on an NVIDIA GPU: the same lowering with the CUDA provider."""
 
     provider = "CUDAExecutionProvider"
+    dtypes = ("f32", "f16", "bf16")
     kernels = False
     needs = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
 
