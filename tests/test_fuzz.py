@@ -22,15 +22,14 @@ from hypothesis import strategies as st
 
 from arcompile.errors import IRError
 from arcompile.ir import OPS, Type
-from arcompile.targets import onnx_ops
-from arcompile.targets.onnx_emit import LOWER
+from arcompile.targets.onnx_emit import LOWER, fill
 from arcompile.text import parse_graph
 
 FOUND = sorted((HERE / "golden" / "fuzz").glob("*.arc"))
 SEEDS = st.integers(0, 1 << 30)
 
 pytestmark = pytest.mark.ort
-assert onnx_ops
+fill()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -245,15 +246,14 @@ def few_integers(types: Mapping[str, Type]) -> list[str]:
 def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:
     """The ONNX model of `g`. spans: weight name -> (offset, bytes) in the weights file; how: see
     Emitter."""
-    from arcompile.targets import (  # fill the table
-        onnx_attention,
-        onnx_ops,
-        onnx_quant,
-        onnx_speculation,
-    )
-
-    assert onnx_ops
-    assert onnx_attention
-    assert onnx_quant
-    assert onnx_speculation
+    fill()
     return Emitter(g, spans, **how).model()
+
+
+MODULES = ("onnx_ops", "onnx_attention", "onnx_quant", "onnx_sampling", "onnx_speculation")
+
+
+def fill() -> None:
+    """Load every module that declares lowerings."""
+    for name in MODULES:
+        importlib.import_module(f"arcompile.targets.{name}")

@@ -9,7 +9,6 @@ import numpy as np
 
 from arcompile.ir import Node
 from arcompile.ops.nn import resize_matrix
-from arcompile.ops.sampling import BLOCK
 from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, Nodes, lowers
 
 NUMPY = {"f32": np.float32, "f16": np.float16, "f64": np.float64, "i64": np.int64,
@@ -50,7 +49,7 @@ def silu(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("swiglu")
 def swiglu(e: Emitter, n: Node, x: list[str]) -> str:
-    return str(e.kernel("SwiGLU", _swiglu, *x) if _f32(n) else _swiglu(e, *x))
+    return str(e.kernel("SwiGLU", _swiglu, *x) if is_f32(n) else _swiglu(e, *x))
 
 
 def _swiglu(e: Nodes, gate: str, x: str) -> str:
@@ -60,7 +59,7 @@ def _swiglu(e: Nodes, gate: str, x: str) -> str:
 @lowers("matmul")
 def matmul(e: Emitter, n: Node, x: list[str]) -> str:
     w = n.args[1]
-    ours = e.few and w.is_weight and w.type.rank == 2 and n.args[0].type.rank > 1 and _f32(n)
+    ours = e.few and w.is_weight and w.type.rank == 2 and n.args[0].type.rank > 1 and is_f32(n)
     return str(e.kernel("MatMul", _matmul, *x) if ours else _matmul(e, *x))
 
 
@@ -68,7 +67,7 @@ def _matmul(e: Nodes, x: str, w: str) -> str:
     return str(e.op("MatMul", x, w))
 
 
-def _f32(n: Node) -> bool:
+def is_f32(n: Node) -> bool:
     return all(a.type.dtype == "f32" for a in n.args)
 
 
@@ -268,7 +267,7 @@ def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
         total = e.op("Add", *x[:2])
         return [e.op("SimplifiedLayerNormalization", total, x[2], epsilon=n.attrs["eps"]), total]
     body = partial(_residual_norm, epsilon=n.attrs["eps"])
-    if not _f32(n):
+    if not is_f32(n):
         return body(e, *x)
     return list(e.kernel("ResidualNorm", body, *x, e.float([n.attrs["eps"]])))
 
@@ -288,7 +287,7 @@ def group_norm(e: Emitter, n: Node, x: list[str]) -> str:
     t = n.args[0].type
     body = partial(_group_norm, shape=t.shape, dtype=t.dtype, groups=groups,
                    epsilon=n.attrs["eps"], silu=silu)
-    if not _f32(n):
+    if not is_f32(n):
         return body(e, *x)
     return str(e.kernel("GroupNormSilu" if silu else "GroupNorm", body, *x, e.const([groups]),
                         e.float([n.attrs["eps"]])))
@@ -331,74 +330,3 @@ def resize(e: Emitter, n: Node, x: list[str]) -> str:
     dtype = n.args[0].type.dtype
     wide = e.op("MatMul", e.number(rows, dtype), x[0])
     return e.op("MatMul", wide, e.number(np.ascontiguousarray(columns), dtype))
-
-
-# --- sampling ------------------------------------------------------------------------------------
-
-
-def _column(e: Nodes, x: str) -> str:
-    """[b] -> [b,1,1]"""
-    return e.once(("column", x), lambda: e.op("Unsqueeze", x, e.const([1, 2])))
-
-
-@lowers("filter_logits")
-def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
-    if n.args[0].type.dtype != "f32":
-        return _filter(e, *args)
-    return str(e.kernel("FilterLogits", _filter, *args))
-
-
-def _filter(e: Nodes, x: str, temperature: str, top_k: str, top_p: str, most: str) -> str:
-    """See ops.sampling.filter_logits; TopK sorts no more than the request needs."""
-    x = e.op("Div", x, _column(e, e.op("Max", temperature, e.float(1e-5))))
-    low, high = e.float(-np.inf), e.float(np.inf)
-    best, _ = e.op("TopK", x, most, axis=-1, outs=2)
-    last = e.op("Sub", most, e.const([1]))
-    at = e.op("Max", e.op("Min", e.op("Sub", top_k, e.const([1])), last), e.const([0]))
-    lead = e.op("Concat", e.op("Shape", x, start=0, end=2), e.const([1]), axis=0)
-    kth = e.op("GatherElements", best, e.op("Expand", _column(e, at), lead), axis=-1)
-    wants_k = e.op("Greater", _column(e, top_k), e.const(0))
-    floor = e.op("Where", wants_k, kth, low)
-    inside = e.op("GreaterOrEqual", best, floor)
-    peak = e.op("Slice", best, e.const([0]), e.const([1]), e.const([2]))
-    mass = e.op("Where", inside, e.op("Exp", e.op("Sub", best, peak)), e.float(0.0))
-    p = e.op("Div", mass, e.op("ReduceSum", mass, e.const([-1]), keepdims=1))
-    before = e.op("CumSum", p, e.const(-1), exclusive=1)
-    kept = e.op("And", e.op("LessOrEqual", before, _column(e, top_p)), inside)
-    edge = e.op("ReduceMin", e.op("Where", kept, best, high), e.const([-1]), keepdims=1)
-    wants_p = e.op("Less", _column(e, top_p), e.float(1.0))
-    floor = e.op("Where", wants_p, e.op("Max", floor, edge), floor)
-    return str(e.op("Where", e.op("GreaterOrEqual", x, floor), x, low))
-
-
-@lowers("draw")
-def draw(e: Emitter, n: Node, args: list[str]) -> str:
-    size = n.args[0].type.shape[-1]
-    assert isinstance(size, int)
-    body = partial(_draw, size=size)
-    return str(e.kernel("Draw", body, *args) if _f32(n) else body(e, *args))
-
-
-def _draw(e: Nodes, x: str, noise: str, temperature: str, size: int) -> str:
-    """See ops.sampling.draw: a block of 128 tokens, then a token in it."""
-    p = e.op("Exp", e.op("Sub", x, e.op("ReduceMax", x, e.const([-1]), keepdims=1)))
-    u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
-    token = _pick(e, p, u2) if size <= BLOCK else _pick_by_block(e, p, size, u1, u2)
-    warm = e.op("Greater", e.op("Unsqueeze", temperature, e.const([1])), e.float(0.0))
-    return str(e.op("Where", warm, token, e.op("ArgMax", x, axis=-1, keepdims=0)))
-
-
-def _pick_by_block(e: Nodes, p: str, size: int, u1: str, u2: str) -> str:
-    if size % BLOCK:
-        p = e.op("Pad", p, e.const([0, 0, 0, 0, 0, -size % BLOCK]), e.float(0.0))
-    p = e.op("Reshape", p, e.const([0, 0, -(-size // BLOCK), BLOCK]))
-    block = _pick(e, e.op("ReduceSum", p, e.const([-1]), keepdims=0), u1)
-    inner = e.op("GatherND", p, e.op("Unsqueeze", block, e.const([-1])), batch_dims=2)
-    return str(e.op("Add", e.op("Mul", block, e.const(BLOCK)), _pick(e, inner, u2)))
-
-
-def _pick(e: Nodes, p: str, u: str) -> str:
-    total = e.op("CumSum", p, e.const(-1))
-    whole = e.op("Slice", total, e.const([-1]), e.const([END]), e.const([2]))
-    past = e.op("Greater", total, e.op("Mul", u, whole))
-    return str(e.op("ArgMax", e.op("Cast", past, to=DTYPES["f32"]), axis=-1, keepdims=0))

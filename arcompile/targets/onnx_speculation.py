@@ -5,7 +5,7 @@ from __future__ import annotations
 from arcompile.ir import Node
 from arcompile.ops.sampling import BLOCK
 from arcompile.targets.onnx_emit import DTYPES, Emitter, lowers
-from arcompile.targets.onnx_ops import _column, _pick, _pick_by_block
+from arcompile.targets.onnx_sampling import column, pick, pick_by_block
 
 
 def _range_of(e: Emitter, x: str, axis: int) -> str:
@@ -19,7 +19,7 @@ def law(e: Emitter, n: Node, args: list[str]) -> str:
     x, temperature = args
     best = e.op("ArgMax", x, axis=-1, keepdims=1)
     one = e.op("Cast", e.op("Equal", _range_of(e, x, 2), best), to=DTYPES["f32"])
-    warm = e.op("Greater", _column(e, temperature), e.float(0.0))
+    warm = e.op("Greater", column(e, temperature), e.float(0.0))
     return e.op("Where", warm, e.op("Softmax", x, axis=-1), one)
 
 
@@ -32,7 +32,7 @@ def draw_from(e: Emitter, n: Node, args: list[str]) -> str:
 
 def _from(e: Emitter, p: str, noise: str, size: int) -> str:
     u1, u2 = e.op("Split", noise, e.const([1, 1]), axis=2, outs=2)
-    return _pick(e, p, u2) if size <= BLOCK else _pick_by_block(e, p, size, u1, u2)
+    return pick(e, p, u2) if size <= BLOCK else pick_by_block(e, p, size, u1, u2)
 
 
 @lowers("slide")
