@@ -40,6 +40,12 @@ class PassError(ArcError):
     """A pass failed, or left the program invalid."""
 
 
+def quoted(e: object, most: int = 200) -> str:
+    """What an exception of somebody else says: its first line, bounded."""
+    lines = str(e).strip().splitlines()
+    return lines[0][:most] if lines else type(e).__name__
+
+
 def did_you_mean(name: str, known: Any) -> str:
     """A hint that names the nearest known word, else lists the known ones."""
     import difflib

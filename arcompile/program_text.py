@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from arcompile.dims import Dim, parse_dim
-from arcompile.errors import ArcError, IRError
+from arcompile.errors import ArcError, IRError, quoted
 from arcompile.ir import Type
 from arcompile.program import Call, Draw, Program, Step
 from arcompile.text import MAX_TEXT, literal, parse_attrs, parse_graph, show_graph
@@ -66,7 +66,7 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
             at = max(commit, default=at - 1) + 1
             steps.append(Step(query, commit, tuple(map(Call.parse, r["calls"])),
                               (float(r["guide"][0]), float(r["guide"][1])), _size(r["append"]),
-                              tuple((k, _tuples(v)) for k, v in r["set"].items()),
+                              tuple((k, _numbers(_tuples(v))) for k, v in r["set"].items()),
                               int(r.get("window", 0))))
     return tuple(steps)
 
@@ -93,6 +93,21 @@ def _tuples(v: Any) -> Any:
     return tuple(map(_tuples, v)) if isinstance(v, list | tuple) else v
 
 
+def _numbers(v: Any) -> Any:
+    """A number, or tuples of numbers that i64 and f32 can hold."""
+    for x in v if isinstance(v, tuple) else ():
+        _numbers(x)
+    if not isinstance(v, tuple) and (not isinstance(v, int | float) or abs(v) >= 1 << 63):
+        raise ArcError(f"{quoted(repr(v), 60)} where a number is wanted")
+    return v
+
+
+def _draw(name: str, kind: Any, width: Any, when: Any) -> Draw:
+    if type(width) is not int or not 1 <= width <= MAX_POSITIONS:
+        raise ArcError(f"a draw of {quoted(repr(width), 60)} numbers a position")
+    return Draw(name, kind, width, when)
+
+
 # --- JSON ----------------------------------------------------------------------------------------
 
 
@@ -116,6 +131,9 @@ def from_data(data: Mapping[str, Any]) -> Program:
         if data["format"] > FORMAT:
             raise ArcError(f"program format {data['format']} is newer than {FORMAT}",
                            hint="upgrade arcompile")
+        for word in ("name", "mask", "accept", "cache"):
+            if not isinstance(data[word], str):
+                raise ArcError(f"a program whose {word} is {quoted(repr(data[word]), 60)}")
         if not 0 <= data["positions"] <= MAX_POSITIONS:
             raise ArcError(f"a program of {data['positions']} positions")
         return Program(
@@ -124,8 +142,9 @@ def from_data(data: Mapping[str, Any]) -> Program:
             finish=tuple(map(Call.parse, data["finish"])),
             inputs=tuple((k, Type.parse(t)) for k, t in data["inputs"].items()),
             state=tuple((k, Type.parse(t)) for k, t in data["state"].items()),
-            draws=tuple(Draw(**d) for d in data["draws"]),
-            tables={k: {c: tuple(v) for c, v in t.items()} for k, t in data["tables"].items()},
+            draws=tuple(_draw(**d) for d in data["draws"]),
+            tables={k: {c: _numbers(tuple(v)) for c, v in t.items()}
+                    for k, t in data["tables"].items()},
             mask=data["mask"], accept=data["accept"], cache=data["cache"],
         )
     except (LookupError, TypeError, AttributeError, ValueError, OverflowError) as e:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from arcompile.errors import ArcError
+from arcompile.errors import ArcError, quoted
 from arcompile.ir import DTYPES as WIDTH
 from arcompile.ir import Type
 
@@ -73,11 +73,24 @@ def _stored(data: Any, t: Type) -> Any:
 
 
 def mapped(path: Path, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """name -> read-only array on the mapped file (bf16 as uint16). The file must be trusted."""
+    """name -> read-only array on the mapped file (bf16 as uint16). Raises ArcError.
+
+    The file must not shrink while it is used.
+    """
+    try:
+        return _mapped(path, names)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ArcError(f"{path.name} is not a weights file: {type(e).__name__}: {quoted(e)}",
+                       hint="rebuild the engine, or copy it again") from None
+
+
+def _mapped(path: Path, names: Iterable[str] | None) -> dict[str, Any]:
     from arcompile.ops.tensor import NUMPY
 
     with path.open("rb") as f:
         n = int.from_bytes(f.read(8), "little")
+        if n > path.stat().st_size - 8:
+            raise ValueError(f"a header of {n} bytes")
         header = json.loads(f.read(n))
     raw = np.memmap(path, np.uint8, "r", offset=8 + n) if path.stat().st_size > 8 + n else None
     found = {}

@@ -54,6 +54,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not isinstance(found.get(name), kind) or isinstance(found[name], bool):
             raise ArcError(f"the manifest of {folder} has no valid {name!r}",
                            hint="rebuild the engine")
+    if not 0 <= found["vocabulary"] < 1 << 31:
+        raise ArcError(f"the manifest of {folder} has a vocabulary of {found['vocabulary']}",
+                       hint="rebuild the engine")
     return found
 
 

@@ -15,7 +15,10 @@ Array = np.ndarray[Any, Any]
 
 
 def to_uint8(pixels: Array) -> Array:
-    """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]."""
+    """[B,3,H,W] in [-1,1] -> uint8 [B,H,W,3]. Raises ArcError where that is not its shape."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype.kind != "f":
+        raise ArcError(f"the decoder made {pixels.dtype}{list(pixels.shape)}, not [B,3,H,W]",
+                       hint="rebuild the engine")
     scaled = np.clip((pixels.transpose(0, 2, 3, 1) + 1) * 127.5, 0, 255)
     return np.rint(scaled).astype(np.uint8)
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from arcompile import dims
-from arcompile.errors import ArcError
+from arcompile.errors import MACHINE, ArcError, quoted
 from arcompile.ir import Type, bind
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Call, Program, Step
@@ -304,4 +304,8 @@ def zeros(t: Type, sizes: Mapping[str, int]) -> Array:
     shape = [dims.value(d, sizes) for d in t.shape]
     if any(n < 0 for n in shape):
         raise ArcError(f"state {t} has a negative size for {dict(sizes)}")
-    return np.zeros(shape, NUMPY[t.dtype])
+    try:
+        return np.zeros(shape, NUMPY[t.dtype])
+    except (MemoryError, ValueError) as e:
+        raise ArcError(f"no memory for a state {t}: {quoted(e)}", code=MACHINE,
+                       hint="draw fewer images at once") from None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from arcompile import dims, safetensors
-from arcompile.errors import MACHINE, ArcError
+from arcompile.errors import MACHINE, ArcError, quoted
 from arcompile.ir import Graph, Type, bind
 from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
@@ -74,7 +74,7 @@ class Session:
             raise _refused(path, provider, e) from None
         if self.model.get_providers()[0] != provider:
             raise _refused(path, provider, Exception("it fell back to the CPU"))
-        self.device = "cuda" if "CUDA" in provider else "cpu"
+        self.name, self.device = path.stem, "cuda" if "CUDA" in provider else "cpu"
         self.inputs = {i.name: _type(i) for i in self.model.get_inputs()}
         self.results = {o.name.removeprefix("out."): _type(o) for o in self.model.get_outputs()}
         self.symbolic = [(k, t) for k, t in self.inputs.items()
@@ -87,7 +87,7 @@ def _type(arg: Any) -> Type:
 
 
 def _refused(path: Path, provider: str, e: Exception) -> ArcError:
-    first = str(e).strip().splitlines()[0][:300] if str(e).strip() else type(e).__name__
+    first = quoted(e, 300)
     if provider != "CPUExecutionProvider":
         return ArcError(f"ONNX Runtime cannot run on {provider}: {first}", code=MACHINE,
                         hint="pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of "
@@ -108,6 +108,17 @@ class Bound:
         self.sizes: dict[str, int] = {}
 
     def run(self, env: Env) -> Env:
+        """Raises ArcError, whatever ONNX Runtime raises."""
+        if lost := [name for name in self.s.inputs if name not in env]:
+            raise ArcError(f"graph {self.s.name} reads {lost[0]}, which nothing provides",
+                           hint="rebuild the engine")
+        try:
+            return self._run(env)
+        except (RuntimeError, ValueError, TypeError) as e:
+            raise ArcError(f"ONNX Runtime failed in {self.s.name}: {quoted(e)}",
+                           hint="the inputs, or the engine, are not what they should be") from e
+
+    def _run(self, env: Env) -> Env:
         sizes = self._bind_inputs(env)
         if sizes != self.sizes or not self.out:
             self._bind_outputs(sizes)

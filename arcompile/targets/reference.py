@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from arcompile import safetensors
+from arcompile.errors import ArcError, quoted
 from arcompile.ir import Graph, Type, evaluate
+from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Target, target
@@ -29,7 +34,11 @@ class Runner:
 
     def run(self, graph: str, env: Env) -> Env:
         g = self.graphs[graph]
-        return evaluate(g, {p.name: env[p.name] for p in g.params}, self.weights)
+        try:
+            return evaluate(g, {p.name: env[p.name] for p in g.params}, self.weights)
+        except (LookupError, ValueError, TypeError, ArithmeticError) as e:
+            raise ArcError(f"graph {graph} cannot run: {type(e).__name__}: {quoted(e)}",
+                           hint="the inputs, or the engine, are not what they should be") from e
 
     def keep(self, graphs: set[str]) -> None:
         """Nothing is held."""
@@ -70,6 +79,24 @@ class Reference(Target):
         graphs = {}
         for path in sorted(folder.glob("*.arc")):
             if path.name != "program.arc":  # the whole program, for people
-                g = parse_graph(path.read_text())
+                g = parse_graph(_text(path))
                 graphs[g.name] = g
-        return Models(graphs, safetensors.mapped(folder / "weights.safetensors"))
+        replace(program, graphs=tuple(graphs.values())).verify()
+        weights = safetensors.mapped(folder / "weights.safetensors")
+        for name, w in used(graphs.values()).items():
+            found = weights.get(name)
+            if found is None or found.shape != w.type.shape or found.dtype != _stored(w.type):
+                raise ArcError(f"the weights file has no {name} of type {w.type}",
+                               hint="rebuild the engine")
+        return Models(graphs, weights)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as e:
+        raise ArcError(f"cannot read {path.name}: {quoted(e)}", hint="rebuild the engine") from None
+
+
+def _stored(t: Type) -> Any:
+    return np.uint16 if t.dtype == "bf16" else NUMPY[t.dtype]

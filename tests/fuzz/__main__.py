@@ -70,11 +70,76 @@ def long(what: str, count: int, out: Path, seed: int = 0) -> None:
     print(json.dumps({k: v for k, v in told.items() if k != "ops"}))
 
 
-if __name__ == "__main__":
+def hostile(name: str, count: int, out: Path, seed: int = 0) -> None:
+    """Changed files of one target, or all; memory is limited to 4 GiB more than what is used."""
+    from fuzz.hostile import TARGETS, attack, changed, seeds
+
+    hush()
+    out.mkdir(parents=True, exist_ok=True)
+    for target in TARGETS if name == "all" else (name,):
+        start, found, corpus = time.monotonic(), dict[str, int](), seeds(target)
+        for i in range(count):
+            random = Random(f"{target}.{seed}.{i}")
+            data = changed(random.choice(corpus), random)
+            if said := attack(target, data):
+                found[said[:60]] = found.get(said[:60], 0) + 1
+                if found[said[:60]] == 1:
+                    (out / f"{target}-{seed}-{i}").write_bytes(data)
+                    print(f"{target} {i}: {said[:200]}", flush=True)
+        row = {"target": target, "tried": count, "found": sum(found.values()),
+               "kinds": len(found), "seconds": round(time.monotonic() - start)}
+        with (out / "hostile.jsonl").open("a") as f:
+            f.write(json.dumps(row) + "\n")
+
+
+def coverage(name: str, count: int) -> None:
+    """The same led by coverage: needs atheris (`pip install -e '.[fuzz]'`)."""
+    import sys
+
+    import atheris
+
+    with atheris.instrument_imports(include=["arcompile"]):
+        from fuzz.hostile import CORPUS, attack
+
+    def one(data: bytes) -> None:
+        if said := attack(name, data):
+            raise RuntimeError(said)
+
+    atheris.Setup([sys.argv[0], f"-runs={count}", "-max_len=65536", "-rss_limit_mb=4096",
+                   "-timeout=20", str(CORPUS / name)], one)
+    atheris.Fuzz()
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(prog="fuzz")
-    parser.add_argument("what", choices=["graphs", "programs"])
+    parser.add_argument("what", choices=["graphs", "programs", "hostile", "coverage", "corpus"])
+    parser.add_argument("--target", default="all", help="of hostile and coverage")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("out/fuzz"))
     given = parser.parse_args()
-    long(given.what, given.count, given.out, given.seed)
+    if given.what == "corpus":
+        from fuzz.folder import corpus
+        from fuzz.hostile import CORPUS
+
+        corpus(CORPUS)
+    elif given.what == "coverage":
+        coverage(given.target, given.count)
+    elif given.what == "hostile":
+        limit_memory()
+        hostile(given.target, given.count, given.out, given.seed)
+    else:
+        long(given.what, given.count, given.out, given.seed)
+
+
+def limit_memory(more: int = 4 << 30) -> None:
+    import resource
+
+    import torch  # noqa: F401  reserves much address space, uses little
+
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + more, used + more))
+
+
+if __name__ == "__main__":
+    main()
