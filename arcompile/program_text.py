@@ -94,10 +94,10 @@ def _tuples(v: Any) -> Any:
 
 
 def _numbers(v: Any) -> Any:
-    """A number, or tuples of numbers that i64 and f32 can hold."""
+    """A float, an integer that i64 can hold, or tuples of them."""
     for x in v if isinstance(v, tuple) else ():
         _numbers(x)
-    if not isinstance(v, tuple) and (not isinstance(v, int | float) or abs(v) >= 1 << 63):
+    if not isinstance(v, tuple | float) and not (isinstance(v, int) and abs(v) < 1 << 63):
         raise ArcError(f"{quoted(repr(v), 60)} where a number is wanted")
     return v
 
