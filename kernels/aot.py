@@ -27,6 +27,7 @@ from arcompile.kernels.check import tensors
 
 SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}  # bytes that a block may ask for
 REGISTERS = 255
+SPILLED = 64  # bytes a thread: a few outside of loops do no harm
 TYPES = {"torch.float32": "*fp32", "torch.float16": "*fp16", "torch.bfloat16": "*bf16",
          "torch.int64": "*i64", "torch.int32": "*i32", "torch.int8": "*i8", "torch.uint8": "*u8",
          "torch.bool": "*i1"}
@@ -54,9 +55,10 @@ def compiled(one: lang.Launch, arch: int) -> dict[str, int]:
                        attrs)
     made = lang.triton.compile(source, target=GPUTarget("cuda", arch, 32), options=one.options)
     found = {"shared": made.metadata.shared, **_resources(made.asm["cubin"])}
-    if found["shared"] > SHARED[arch] or found["registers"] > REGISTERS or found["spilled"]:
+    if found["shared"] > SHARED[arch] or found["registers"] > REGISTERS or (
+            found["spilled"] > SPILLED):
         raise ArcError(f"{one.fn.__name__} does not fit sm_{arch}: {found}", code=MACHINE,
-                       hint=f"shared memory goes up to {SHARED[arch]}, registers to {REGISTERS}")
+                       hint=f"shared memory goes up to {SHARED[arch]}, spills to {SPILLED}")
     return found
 
 
@@ -91,7 +93,8 @@ def plan(names: Sequence[str], newest: bool) -> Iterator[tuple[str, lang.Launch]
 
 def _of(k: Kernel, v: Version, newest: bool) -> Iterator[tuple[str, lang.Launch]]:
     seen = set[str]()
-    cases = [c for c in (*k.large, *k.shapes) if not v.refusal(c)]
+    cases = [c for c in k.large if not v.refusal(c)] or [
+        c for c in k.shapes if not v.refusal(c)][:1]
     for c in cases[:1] if newest else cases:
         for one in launches(k, v, c):
             options = {**one.constants, **one.options}

@@ -20,6 +20,7 @@ from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 from arcompile.kernels.pick import BLOCK, MOST, first_of_largest, pick_token
 from arcompile.sampling import sample_graph
 
+NOTHING = tl.constexpr(-2139095041)  # the key of -inf
 EXACT = ("scale", "temperature", "top_p", "noise")
 
 
@@ -74,46 +75,57 @@ def _ordered(x):
 
 
 @jit
+def _sum(x):
+    return tl.sum(tl.sum(x, 1), 0)
+
+
+@jit
 def _kth(key, k, low, high):
     """The largest t with k or more keys at or above it."""
     for _ in range(32):
-        mid = low + ((high - low) >> 1) + ((high - low) & 1)
-        enough = tl.sum(tl.sum((key >= mid).to(tl.int32), 1), 0) >= k
+        mid = (low | high) - ((low ^ high) >> 1)  # halfway, rounded up, without overflow
+        enough = _sum((key >= mid).to(tl.int32)) >= k
         low = tl.where(enough, mid, low)
         high = tl.where(enough, high, mid - 1)
     return low
 
 
 @jit
-def _edge(key, p, most, low, high):
+def _edge(key, best, most, low, high):
     """The smallest t with a mass of at most `most` above it."""
     for _ in range(32):
-        mid = low + ((high - low) >> 1)
-        light = tl.sum(tl.sum(tl.where(key > mid, p, 0.0), 1), 0) <= most
+        mid = (low & high) + ((low ^ high) >> 1)
+        light = _sum(tl.where(key > mid, _mass(key, best), 0.0)) <= most
         high = tl.where(light, mid, high)
         low = tl.where(light, low, mid + 1)
     return high
 
 
 @jit
-def _filtered(x, top_k, top_p, most):
-    """x [NB,128] with what top-k and top-p drop at -inf."""
-    key = _ordered(x).to(tl.int64)
-    best = tl.max(tl.max(x, 1), 0)
-    high = tl.max(tl.max(key, 1), 0)
-    low = tl.min(tl.min(tl.where(x == float("-inf"), high, key), 1), 0)
+def _floats(key):
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@jit
+def _mass(key, best):
+    """Anew from the keys each time: they alone stay in registers."""
+    return tl.exp(_floats(key) - best)
+
+
+@jit
+def _floor(key, best, high, top_k, top_p, most):
+    """The smallest key that top-k and top-p keep; keys at -inf are not there."""
+    low = tl.min(tl.min(tl.where(key > NOTHING, key, high), 1), 0)
     floor = low
     if top_k > 0:
         floor = _kth(key, tl.minimum(top_k, most), low, high)
     if top_p < 1.0:
-        p = tl.where(key >= floor, tl.exp(x - best), 0.0)
-        above = tl.sum(tl.sum(tl.where(key > floor, p, 0.0), 1), 0)
-        at = tl.max(tl.max(tl.where(key == floor, p, 0.0), 1), 0)
-        ties = tl.minimum(tl.sum(tl.sum((key >= floor).to(tl.int32), 1), 0), most.to(tl.int32))
-        ties -= tl.sum(tl.sum((key > floor).to(tl.int32), 1), 0)
-        total = above + at * ties
-        floor = _edge(key, p, top_p * total, floor, high)
-    return tl.where(key >= floor, x, float("-inf"))
+        more = _sum((key > floor).to(tl.int32))
+        ties = tl.minimum(_sum((key >= floor).to(tl.int32)), most) - more
+        above = _sum(tl.where(key > floor, _mass(key, best), 0.0))
+        total = above + tl.exp(_floats(floor) - best) * ties
+        floor = _edge(key, best, top_p * total, floor, high)
+    return floor
 
 
 @jit
@@ -132,14 +144,18 @@ def _chain(logits, row, null_row, scale, temperature, top_k, top_p, most, noise,
     heat = tl.load(temperature + b)
     x = tl.div_rn(x, tl.zeros_like(x) + tl.maximum(heat, 1e-5))
     x = tl.where(some, x, float("-inf"))
-    x = _filtered(x, tl.load(top_k + b), tl.load(top_p + b), tl.load(most))
+    key = _ordered(x)
+    high = tl.max(tl.max(key, 1), 0)
+    best = _floats(high)
     if heat > 0:
-        best = tl.max(tl.max(x, 1), 0)
+        floor = _floor(key, best, high, tl.load(top_k + b).to(tl.int32), tl.load(top_p + b),
+                       tl.load(most).to(tl.int32))
+        p = tl.where(key >= floor, _mass(key, best), 0.0)
         u0 = tl.load(noise + 2 * cell)
         u1 = tl.load(noise + 2 * cell + 1)
-        tl.store(token + cell, pick_token(tl.exp(x - best), u0, u1, NB).to(tl.int64))
+        tl.store(token + cell, pick_token(p, u0, u1, NB).to(tl.int64))
     else:
-        tl.store(token + cell, first_of_largest(x, at, NB).to(tl.int64))
+        tl.store(token + cell, first_of_largest(key, at, NB).to(tl.int64))
 
 
 def _fits(c: Case) -> str:
@@ -155,7 +171,7 @@ def v1(logits: Any, row: Any, noise: Any, **more: Any) -> Any:
     names = ("null_row", "scale", "temperature", "top_k", "top_p", "most")
     blocks = pow2(cdiv(v, BLOCK))
     launch(_chain, (b * c,), logits, row, *(more[n] for n in names), noise, token, c, v,
-           fusion=False, warps=max(1, min(16, blocks // 8)), NB=blocks)
+           fusion=False, warps=max(1, min(32, blocks // 4)), NB=blocks)
     return token
 
 
