@@ -35,6 +35,9 @@ class _Absent:
             raise AttributeError(name)
         return self
 
+    def __call__(self, *args: Any) -> Any:
+        return args[0] if args else self
+
 
 triton, tl = _load()
 

@@ -99,9 +99,9 @@ def _verify(p, rest, weight, draft, chance, noise, done, gumbel, token, accepted
         if anew:
             mass = _masses(p + base, at, v)
             if COUPLING == "gumbel":
-                noisy = tl.log(tl.maximum(mass, 1e-38)) + tl.load(gumbel + base + at, mask=at < v, other=0.0)
+                noisy = tl.log(tl.maximum(mass, 1e-38))  # those beyond v have no mass
+                noisy += tl.load(gumbel + base + at, mask=at < v, other=0.0)
                 noisy = tl.where(mass > 0, noisy, float("-inf"))
-                noisy = tl.where(at < v, noisy, float("-inf"))
                 tl.store(token + cell, first_of_largest(noisy, at, NB).to(tl.int64))
             else:
                 tl.store(token + cell, pick_token(mass, u0, u1, NB).to(tl.int64))

@@ -147,6 +147,7 @@ def test_all_compile():
 
 
 @needs_triton
+@pytest.mark.slow
 def test_what_does_not_fit_is_an_error():
     code = ("from arcompile.kernels import aot; aot.SHARED[90] = 16\n"
             "raise SystemExit(aot.main(['add_norm', '--newest', '--arch', '90']))")
