@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import traces
 
+traces.install()
 HERE = Path(__file__).parent
 MAX_LINES = 60  # longer goldens are not read by anybody
 
@@ -54,3 +56,10 @@ def goldens() -> Path:
     if not path.is_dir():
         pytest.skip(f"no golden data at {path}; set ARC_GOLDENS")
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traces(tmp_path_factory: pytest.TempPathFactory) -> None:
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    traces.Once.folder = shared / "traces"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -56,9 +57,12 @@ def build(*options: str, name: str = "release") -> Path:
     folder = ROOT / "build" / "cpp" / name
     root = json_root()
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-    cmake("-S", ROOT, "-B", folder, *ninja, *options,
-          *([f"-DNLOHMANN_JSON_ROOT={root}"] if root else []))
-    cmake("--build", folder, "--parallel")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+        cmake("-S", ROOT, "-B", folder, *ninja, *options,
+              *([f"-DNLOHMANN_JSON_ROOT={root}"] if root else []))
+        cmake("--build", folder, "--parallel")
     return folder
 
 

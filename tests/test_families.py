@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from arcompile import debug, export
+from arcompile import debug
 from arcompile.check import Check
 from arcompile.compile import exported
 from arcompile.errors import ArcError
@@ -27,20 +27,6 @@ SMALL = {"window": 3}  # options of passes that must fit a tiny image
 LOOKS = {"swiglu": ("mul", "silu"), "residual-norm": ("rms_norm", "add"),
          "rotary-attention": ("attention", "rope")}
 MISS = re.compile(r"miss \S+ at \S+: (.*)")
-
-_trace, _traced = export.call, {}
-
-
-def once(module, entry):
-    """Families share image tokenizers, and tracing those takes most of the time."""
-    if entry.name not in ("decode", "encode"):
-        return _trace(module, entry)
-    owner = entry.method.__self__
-    shapes = [(k, *v.shape) for k, v in owner.state_dict().items()]
-    key = str((type(owner), entry.name, entry.inputs, shapes))
-    if key not in _traced:
-        _traced[key] = _trace(module, entry)
-    return _traced[key]
 
 
 class Tiny:
@@ -68,7 +54,6 @@ def asked(name: str) -> Pass:
 def tiny(request) -> Tiny:
     log: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "call", once)
         patch.setattr(debug, "log", lambda level, text: log.append(text))
         return Tiny(request.param, log)
 
