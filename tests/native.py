@@ -14,7 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import arcompile
 from arcompile.errors import ArcError
+from arcompile.kernels import cpu
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("float32", "float16", "uint16", "float64", "int64", "int32", "int8", "uint8", "bool")
@@ -55,11 +57,11 @@ def build(*options: str, name: str = "release") -> Path:
     if reason := missing():
         pytest.skip(f"libarcompile is not built: {reason}")
     folder = ROOT / "build" / "cpp" / name
+    folder.mkdir(parents=True, exist_ok=True)
     root = json_root()
     ninja = ["-G", "Ninja"] if shutil.which("ninja") else []
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes
+    with (folder / ".lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
         cmake("-S", ROOT, "-B", folder, *ninja, *options,
               *([f"-DNLOHMANN_JSON_ROOT={root}"] if root else []))
         cmake("--build", folder, "--parallel")
@@ -113,9 +115,11 @@ class Library:
         raise ArcError(what, hint=hint, code=code)
 
     def open(self, folder: object, threads: int = 0, library: str | None = None) -> Engine:
-        out = c.c_void_p()
+        """With the CPU kernels that the Python runtime uses."""
+        out, kernels = c.c_void_p(), cpu.library()
         self.must("arc_engine_open", str(folder).encode(), threads,
-                  (library or ort_library()).encode(), None, c.byref(out))
+                  (library or ort_library()).encode(), str(kernels or "off").encode(),
+                  c.byref(out))
         return Engine(self, out)
 
 
@@ -213,11 +217,11 @@ class Engine:
         finally:
             self.lib.c.arc_output_free(out)
 
-    def plan(self, images: int, guided: bool = True) -> tuple[int, ...]:
-        found = [c.c_size_t() for _ in range(3)]
+    def plan(self, images: int, guided: bool = True, part: str | None = None) -> int:
+        found = c.c_int64()
         self.lib.must("arc_engine_plan", self.handle, c.c_int64(images), int(guided),
-                      *map(c.byref, found))
-        return tuple(x.value for x in found)
+                      part and part.encode(), c.byref(found))
+        return found.value
 
     def _taken(self, out: c.c_void_p, *names: str) -> SimpleNamespace:
         get = self.lib.c.arc_output_tensor
@@ -227,3 +231,24 @@ class Engine:
         made["timings"] = {k: getattr(t, k) for k, _ in Timings._fields_} | {
             "steps": [steps[i] for i in range(t.steps)]}
         return SimpleNamespace(**made)
+
+
+class Pair:
+    """One engine in both runtimes, with one thread each."""
+
+    def __init__(self, lib: Library, folder: Path):
+        self.folder = folder
+        self.cpp, self.py = lib.open(folder, 1), arcompile.load(folder, threads=1)
+
+    def same(self, cond, **ask):
+        given = ask.pop("given", {})
+        interval = ask.pop("interval", None)
+        a = self.cpp.generate(cond, interval=interval, given=given, **ask)
+        b = self.py.generate(cond, guidance_interval=interval, **given, **ask)
+        for name in ("tokens", "pixels", "images", "latents", "rounds"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None) == (y is None), name
+            if x is not None:
+                assert (x.shape, x.dtype) == (y.shape, y.dtype), name
+                assert x.tobytes() == np.ascontiguousarray(y).tobytes(), name
+        return a

@@ -9,60 +9,12 @@ import toy
 
 import arcompile
 from arcompile.errors import ArcError
-from arcompile.program_text import parse_program
 from arcompile.runtime import rng
 from arcompile.weights import of_arrays
 
 pytestmark = pytest.mark.ort
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
-
-# A table within a loop of steps, several positions a step, an order, and pixels.
-TURNS = """\
-program turns positions=6 mask=none accept=all
-  cache full
-  input cond: i64[b]
-  state acc: f32[b,2]
-  draw kick: normal x 2 per loop
-  draw place: order x 1 per start
-  table time.t = [0.5, 0.25, 2.0]
-  table time.n = [1, 2, 3]
-  prompt begin
-  steps 2 x 2 : move*time commit ; append=2 set.gain=2.0
-  steps 1 x 2 : move*time commit ; append=2 set.gain=10.0
-  finish paint/each
-graph begin(%cond: i64[b]) {
-  return seen=%cond
-}
-graph move(%acc: f32[b,2], %kick: f32[b,c,2], %t: f32[], %n: i64[], %seen: i64[b], %gain: f32[]) {
-  %0 = slice(%kick) {axis=1, start=0, stop=1} : f32[b,1,2]
-  %1 = reshape(%0) {shape=('b', 2)} : f32[b,2]
-  %2 = mul(%t, %gain) : f32[]
-  %3 = mul(%1, %2) : f32[b,2]
-  %4 = add(%acc, %3) : f32[b,2]
-  %5 = add(%seen, %n) : i64[b]
-  return acc=%4, seen=%5
-}
-graph commit(%seen: i64[b], %place: i64[b,N], %past: i32[r]) {
-  %0 = cast(%past) {dtype='i64'} : i64[r]
-  %1 = reshape(%seen) {shape=('b', 1)} : i64[b,1]
-  %2 = slice(%place) {axis=1, start=0, stop=2} : i64[b,2]
-  %3 = add(%1, %2) : i64[b,2]
-  %4 = slice(%0) {axis=0, start=0, stop=1} : i64[1]
-  %5 = add(%3, %4) : i64[b,2]
-  return token=%5
-}
-graph paint(%tokens: i64[b,6], %acc: f32[b,2]) {
-  %0 = cast(%tokens) {dtype='f32'} : f32[b,6]
-  %1 = const() {dtype='f32', value=0.01} : f32[]
-  %2 = mul(%0, %1) : f32[b,6]
-  %3 = slice(%acc) {axis=1, start=0, stop=1} : f32[b,1]
-  %4 = slice(%acc) {axis=1, start=1, stop=2} : f32[b,1]
-  %5 = concat(%3, %4, %2, %3, %4, %3, %4) {axis=1} : f32[b,12]
-  %6 = reshape(%5) {shape=('b', 3, 2, 2)} : f32[b,3,2,2]
-  return pixels=%6
-}"""
-
 
 def both(tmp_path, program, weights, vocabulary, **manifest):
     """The one file as a session, and the engine."""
@@ -94,8 +46,7 @@ def test_a_raster(tmp_path, asked):
 
 
 def test_tables_orders_and_pixels(tmp_path):
-    p = parse_program(TURNS)
-    p.verify()
+    p = engines.turns()
     session, engine = both(tmp_path, p, engines.none(), 0, info={"classes": 5})
     cond, seeds, copies = np.array([1, 4, 2]), np.full(3, 7, np.uint64), np.zeros(3, int)
     every = np.arange(p.positions)

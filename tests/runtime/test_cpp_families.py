@@ -24,7 +24,6 @@ SEEDS = 20
 
 @pytest.fixture(scope="module")
 def lib():
-    os.environ.setdefault("ARC_KERNELS", "off")  # the same for both
     return native.Library(native.library())
 
 

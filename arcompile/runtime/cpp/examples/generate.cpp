@@ -19,6 +19,7 @@ int main(int argc, char** argv) {
       return true;  // false would leave the picture as it is
     };
     const arc::Output out = engine.generate(request);
+    if (!out.images) throw arc::Error("this engine draws tokens only");
     const arc::Shape& size = out.images.shape();  // [B, H, W, 3]
     std::ofstream file(argv[4], std::ios::binary);
     file << "P6\n" << size.at(2) << " " << size.at(1) << "\n255\n";

@@ -201,6 +201,26 @@ const std::string& Bundle::word(const char* key) const {
   return (*manifest)[key].get_ref<const std::string&>();
 }
 
+std::vector<std::string> Bundle::labels() const {
+  std::vector<std::string> out;
+  if (!holds("labels.json")) return out;
+  const Json found = read("labels.json", "labels");
+  for (const Json& label : found) {
+    if (!label.is_string()) throw Error("the labels of " + folder + " are not all words");
+    out.push_back(label.get<std::string>());
+  }
+  return out;
+}
+
+std::map<std::string, double> Bundle::defaults() const {
+  std::map<std::string, double> out{
+      {"guidance", 1.0}, {"temperature", 1.0}, {"top_k", 0.0}, {"top_p", 1.0}};
+  for (const auto& [name, value] : (*manifest)["defaults"].items()) {
+    if (value.is_number()) out[name] = value.get<double>();
+  }
+  return out;
+}
+
 fs::path Bundle::path(const std::string& file) const { return fs::path(folder) / file; }
 
 std::int64_t Bundle::number(std::initializer_list<const char*> keys,

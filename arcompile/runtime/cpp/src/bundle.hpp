@@ -3,8 +3,10 @@
 
 #include <filesystem>
 #include <initializer_list>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "text.hpp"
 
@@ -20,6 +22,8 @@ struct Bundle {
   bool holds(const std::string& file) const;
   bool has(const char* key) const;  // does the manifest say so?
   const std::string& word(const char* key) const;
+  std::vector<std::string> labels() const;  // names of the classes
+  std::map<std::string, double> defaults() const;  // guidance, temperature, top_k, top_p
   std::filesystem::path path(const std::string& file) const;
   // A whole number of the manifest at `keys`; `otherwise` where there is none.
   std::int64_t number(std::initializer_list<const char*> keys, std::int64_t otherwise) const;

@@ -134,14 +134,16 @@ double arc_engine_default(const arc_engine* e, const char* name) {
   return found == e->defaults.end() ? NAN : found->second;
 }
 
-arc_error* arc_engine_plan(const arc_engine* e, int64_t images, int guided, size_t* rows,
-                           size_t* weights, size_t* state) {
+arc_error* arc_engine_plan(const arc_engine* e, int64_t images, int guided, const char* part,
+                           int64_t* bytes) {
   return guarded([&] {
-    need(e, "engine");
+    need(e, "engine"), need(bytes, "bytes");
     const arc::Plan p = e->engine.plan(images, guided != 0);
-    if (rows) *rows = p.rows;
-    if (weights) *weights = p.weights;
-    if (state) *state = p.state;
+    if (part && !p.parts.count(part)) {
+      throw arc::Error("a plan has no part '" + std::string(part) + "'",
+                       "known: activations, decoder, pictures, runtime, state, weights");
+    }
+    *bytes = part ? p.parts.at(part) : p.total();
   });
 }
 

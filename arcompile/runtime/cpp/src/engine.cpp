@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "loop.hpp"
+#include "plan.hpp"
 #include "request.hpp"
 #include "text.hpp"
 
@@ -23,29 +24,10 @@ int cores() {
 }
 
 std::string provider_of(const std::string& target) {
-  if (target == "ort-cpu") return "CPUExecutionProvider";
+  if (target == "ort-cpu") return ort::kCpu;
+  if (target == "ort-cuda") return ort::kCuda;
   throw Error("target " + quoted(target) + " cannot be run by this library",
               "build the engine with --target ort-cpu");
-}
-
-std::vector<std::string> read_labels(const Bundle& b) {
-  std::vector<std::string> out;
-  if (!b.holds("labels.json")) return out;
-  const Json found = b.read("labels.json", "labels");
-  for (const Json& label : found) {
-    if (!label.is_string()) throw Error("the labels of " + b.folder + " are not all words");
-    out.push_back(label.get<std::string>());
-  }
-  return out;
-}
-
-std::map<std::string, double> read_defaults(const Json& manifest) {
-  std::map<std::string, double> out{
-      {"guidance", 1.0}, {"temperature", 1.0}, {"top_k", 0.0}, {"top_p", 1.0}};
-  for (const auto& [name, value] : manifest["defaults"].items()) {
-    if (value.is_number()) out[name] = value.get<double>();
-  }
-  return out;
 }
 
 }  // namespace
@@ -54,13 +36,14 @@ class Engine::Impl {
  public:
   Impl(const std::string& folder, const Options& options)
       : bundle_(Bundle::open(folder)), program_(read_program(bundle_)),
-        labels_(read_labels(bundle_)), defaults_(read_defaults(*bundle_.manifest)),
+        labels_(bundle_.labels()), defaults_(bundle_.defaults()),
         models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.word("target")),
                                                options.kernels),
                 bundle_.folder, options.threads > 0 ? options.threads : cores()) {}
 
   Output generate(const Request& r) const {
     const Ask q = make(facts(), r);
+    fit(q);
     Loop loop(program_, models_, q, vocabulary());
     loop.run(true);
     Output out;
@@ -112,19 +95,7 @@ class Engine::Impl {
     return tokens->array();
   }
 
-  Plan plan(std::int64_t images, bool guided) const {
-    if (images < 1) throw Error("images must be positive, got " + std::to_string(images));
-    Plan out{static_cast<std::size_t>(images) * (guided ? 2 : 1), 0, 0};
-    const Sizes sizes = program_.sizes(images, static_cast<std::int64_t>(out.rows));
-    for (const auto& [name, type] : program_.state) {
-      out.state += count(type.shape_of(sizes)) * size_of(type.dtype);
-    }
-    for (const auto& [name, said] : (*bundle_.manifest)["files"].items()) {
-      const bool weights = name.size() > 12 && name.compare(name.size() - 12, 12, ".safetensors") == 0;
-      if (weights) out.weights += said["bytes"].get<std::size_t>();
-    }
-    return out;
-  }
+  Plan plan(std::int64_t images, bool guided) const { return arc::plan(bundle_, images, guided); }
 
   const Bundle& bundle() const { return bundle_; }
   const std::vector<std::string>& labels() const { return labels_; }
@@ -136,6 +107,14 @@ class Engine::Impl {
   static Program read_program(const Bundle& b) { return Program::parse(b.read("program.json", "program")); }
   std::int64_t vocabulary() const { return bundle_.number({"vocabulary"}, 0); }
   Facts facts() const { return {bundle_, program_, labels_, defaults_, vocabulary()}; }
+
+  // Throws before anything is allocated that this machine has no memory for.
+  void fit(const Ask& q) const {
+    if (!bundle_.has("plan")) return;
+    const bool guided = std::any_of(q.guidance.begin(), q.guidance.end(),
+                                    [](double g) { return g != 1; });
+    refuse(arc::plan(bundle_, static_cast<std::int64_t>(q.images()), guided), models_.loaded());
+  }
 
   [[noreturn]] void no_logits(const std::string& why) const {
     throw Error("family " + family() + " has no logits to show", why);

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 struct OrtAllocator;
+struct OrtCUDAProviderOptionsV2;
 struct OrtEnv;
 struct OrtIoBinding;
 struct OrtMemoryInfo;
@@ -49,7 +50,9 @@ constexpr std::uint32_t kApiVersion = 17;  // the first that has every slot belo
   X(62, GetDimensions, OrtStatus*, (const OrtTensorTypeAndShapeInfo*, int64_t*, size_t))          \
   X(63, GetSymbolicDimensions, OrtStatus*,                                                        \
     (const OrtTensorTypeAndShapeInfo*, const char**, size_t))                                     \
+  X(68, CreateMemoryInfo, OrtStatus*, (const char*, int, int, int, OrtMemoryInfo**))              \
   X(69, CreateCpuMemoryInfo, OrtStatus*, (int, int, OrtMemoryInfo**))                             \
+  X(75, AllocatorAlloc, OrtStatus*, (OrtAllocator*, size_t, void**))                              \
   X(76, AllocatorFree, OrtStatus*, (OrtAllocator*, void*))                                        \
   X(78, GetAllocatorWithDefaultOptions, OrtStatus*, (OrtAllocator**))                             \
   X(92, ReleaseEnv, void, (OrtEnv*))                                                              \
@@ -64,11 +67,18 @@ constexpr std::uint32_t kApiVersion = 17;  // the first that has every slot belo
   X(126, ReleaseAvailableProviders, OrtStatus*, (char**, int))                                    \
   X(130, AddSessionConfigEntry, OrtStatus*, (OrtSessionOptions*, const char*, const char*))       \
   X(165, AddRunConfigEntry, OrtStatus*, (OrtRunOptions*, const char*, const char*))               \
+  X(131, CreateAllocator, OrtStatus*,                                                             \
+    (const OrtSession*, const OrtMemoryInfo*, OrtAllocator**))                                    \
+  X(132, ReleaseAllocator, void, (OrtAllocator*))                                                 \
   X(133, RunWithBinding, OrtStatus*, (OrtSession*, const OrtRunOptions*, const OrtIoBinding*))    \
   X(134, CreateIoBinding, OrtStatus*, (OrtSession*, OrtIoBinding**))                              \
   X(135, ReleaseIoBinding, void, (OrtIoBinding*))                                                 \
   X(136, BindInput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                    \
   X(137, BindOutput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                   \
+  X(204, SessionOptionsAppendExecutionProvider_CUDA_V2, OrtStatus*,                               \
+    (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                        \
+  X(205, CreateCUDAProviderOptions, OrtStatus*, (OrtCUDAProviderOptionsV2**))                     \
+  X(208, ReleaseCUDAProviderOptions, void, (OrtCUDAProviderOptionsV2*))                           \
   X(228, RegisterCustomOpsLibrary_V2, OrtStatus*, (OrtSessionOptions*, const char*))
 
 struct Api {
@@ -91,6 +101,6 @@ struct ApiBase {
 };
 
 // Values of ONNX Runtime's enums.
-constexpr int kFatal = 4, kArena = 1, kDefaultMemory = 0;
+constexpr int kFatal = 4, kDevice = 0, kArena = 1, kDefaultMemory = 0;
 
 }  // namespace arc::ort

@@ -45,6 +45,7 @@ ARC_ORT_SLOTS(X)
 static_assert(offsetof(OrtApiBase, GetApi) == 0);
 static_assert(offsetof(OrtApiBase, GetVersionString) == sizeof(void*));
 static_assert(ORT_LOGGING_LEVEL_FATAL == arc::ort::kFatal);
+static_assert(OrtDeviceAllocator == arc::ort::kDevice);
 static_assert(OrtArenaAllocator == arc::ort::kArena && OrtMemTypeDefault == arc::ort::kDefaultMemory);
 static_assert(ORT_API_VERSION >= arc::ort::kApiVersion);
 

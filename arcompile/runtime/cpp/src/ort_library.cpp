@@ -46,6 +46,13 @@ void wheels(const fs::path& prefix, std::vector<std::string>& out) {
   out.insert(out.end(), found.begin(), found.end());
 }
 
+[[noreturn]] void cannot_run(const std::string& provider, const std::string& why) {
+  throw Error("ONNX Runtime cannot run on " + provider + ": " + why,
+              "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of onnxruntime), or use "
+              "--target ort-cpu",
+              Code::machine);
+}
+
 std::string one_line(const char* text) {
   std::string line = text ? text : "";
   line = line.substr(line.find_first_not_of(" \n\r\t") == std::string::npos
@@ -82,6 +89,11 @@ Library::Library(const std::string& given, const std::string& provider,
   OrtMemoryInfo* cpu = nullptr;
   must(api_->CreateCpuMemoryInfo(kArena, kDefaultMemory, &cpu), "ONNX Runtime cannot start");
   cpu_ = {cpu, {api_->ReleaseMemoryInfo}};
+  if (!on_device()) return;
+  OrtMemoryInfo* device = nullptr;
+  must(api_->CreateMemoryInfo("Cuda", kDevice, 0, kDefaultMemory, &device),
+       "ONNX Runtime cannot start");
+  device_ = {device, {api_->ReleaseMemoryInfo}};
 }
 
 // Never unloaded: threads and thread-local data of a runtime outlive its last session.
@@ -172,6 +184,32 @@ void Library::must(OrtStatus* status, const std::string& what) const {
   }
 }
 
+// A graph that would run on the CPU in part is refused.
+void Library::use_device(OrtSessionOptions* options) const {
+  OrtCUDAProviderOptionsV2* raw = nullptr;
+  std::string why = said(api_->CreateCUDAProviderOptions(&raw));
+  const Owned<OrtCUDAProviderOptionsV2> held{raw, {api_->ReleaseCUDAProviderOptions}};
+  if (why.empty()) why = said(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
+  if (!why.empty()) cannot_run(provider_, why);
+  must(api_->AddSessionConfigEntry(options, "session.disable_cpu_ep_fallback", "1"),
+       "ONNX Runtime cannot start");
+}
+
+Ref Library::room(const OrtSession* session, DType dtype, Shape shape) const {
+  const std::string what = "no memory on the accelerator";
+  OrtAllocator* raw = nullptr;
+  must(api_->CreateAllocator(session, device_.get(), &raw), what);
+  const std::shared_ptr<OrtAllocator> allocator(raw, api_->ReleaseAllocator);
+  auto out = std::make_shared<Tensor>();
+  out->dtype = dtype;
+  out->shape = std::move(shape);
+  out->device = true;
+  must(api_->AllocatorAlloc(raw, std::max<std::size_t>(out->bytes(), 1), &out->data), what);
+  const auto release = api_->AllocatorFree;
+  out->memory = {out->data, [allocator, release](void* p) { release(allocator.get(), p); }};
+  return out;
+}
+
 Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   const std::string what = "ONNX Runtime refuses " + fs::path(path).filename().string();
   OrtSessionOptions* raw = nullptr;
@@ -180,10 +218,12 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   must(api_->SetIntraOpNumThreads(raw, threads), what);
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
-  if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
+  if (on_device()) use_device(raw);
+  else if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
   OrtSession* session = nullptr;
   if (const std::string why = said(api_->CreateSession(env_.get(), path.c_str(), raw, &session));
       !why.empty()) {
+    if (on_device()) cannot_run(provider_, why);
     throw Error(what + ": " + why, "onnxruntime>=1.28 is needed; then rebuild the engine",
                 Code::machine);
   }
@@ -213,7 +253,7 @@ OrtValue* Library::value(Tensor& t) const {
     OrtValue* made = nullptr;
     static char none;  // an empty tensor still needs an address
     must(api_->CreateTensorWithDataAsOrtValue(
-             cpu_.get(), t.data ? t.data : &none, t.bytes(), t.shape.data(), t.shape.size(),
+             t.device ? device_.get() : cpu_.get(), t.data ? t.data : &none, t.bytes(), t.shape.data(), t.shape.size(),
              kTypes[static_cast<int>(t.dtype)], &made),
          "ONNX Runtime takes no such tensor");
     t.value = {made, {api_->ReleaseValue}};

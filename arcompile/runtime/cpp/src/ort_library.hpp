@@ -11,6 +11,9 @@
 
 namespace arc::ort {
 
+constexpr const char* kCpu = "CPUExecutionProvider";
+constexpr const char* kCuda = "CUDAExecutionProvider";
+
 class Library {
  public:
   // `given` is a file, else ARC_ORT_LIBRARY, the wheel's own file, the system. Throws where there
@@ -21,7 +24,7 @@ class Library {
   Library& operator=(const Library&) = delete;
 
   const Api& api() const { return *api_; }
-  const std::string& provider() const { return provider_; }
+  bool on_device() const { return provider_ != kCpu; }
   std::string about() const { return "onnxruntime " + version_ + " at " + path_; }
 
   // Throws what ONNX Runtime says, after `what`; returns when there is nothing to say.
@@ -34,6 +37,8 @@ class Library {
   Owned<OrtIoBinding> binding(OrtSession* session) const;
   // shrink: such a run gives its working memory back.
   Owned<OrtRunOptions> run_options(bool shrink = false) const;
+  // Memory of the accelerator that the session runs on, with anything in it.
+  Ref room(const OrtSession* session, DType dtype, Shape shape) const;
   // The handle on a tensor, made once.
   OrtValue* value(Tensor& t) const;
 
@@ -42,11 +47,12 @@ class Library {
   void check_version();
   void check_provider() const;
   void find_kernels(const std::string& given);
+  void use_device(OrtSessionOptions* options) const;
 
   std::string provider_, path_, version_, kernels_;
   std::unique_ptr<Api> api_;
   Owned<OrtEnv> env_;
-  Owned<OrtMemoryInfo> cpu_;
+  Owned<OrtMemoryInfo> cpu_, device_;
 };
 
 // The files that are tried, in order.

@@ -49,6 +49,12 @@ Type type_of(const ort::Library& lib, OrtTypeInfo* info, const std::string& grap
   return type;
 }
 
+// Results that the host reads.
+bool is_read_here(const std::string& name) {
+  static const char* const all[] = {"token", "tokens", "accepted", "logits", "pixels", "latents"};
+  return std::any_of(std::begin(all), std::end(all), [&](const char* n) { return name == n; });
+}
+
 }  // namespace
 
 std::size_t Slots::operator[](const std::string& name) {
@@ -70,6 +76,7 @@ Session::Session(std::shared_ptr<const ort::Library> library, const std::string&
       if (inputs_[j].name != p.name) continue;
       inputs_[j].type == p.type ? void(p.carried = static_cast<int>(j)) : void(p.renews = true);
     }
+    p.stays = library_->on_device() && p.carried >= 0 && !is_read_here(p.name);
     results_.push_back(std::move(p));
   }
 }
@@ -100,21 +107,30 @@ Bound::Bound(const Session& session)
       given_(session.inputs().size()), last_(session.inputs().size()),
       out_(session.results().size()), copies_(session.inputs().size(), false) {
   for (const Port& r : s_.results()) {
-    if (r.carried >= 0) copies_[static_cast<std::size_t>(r.carried)] = true;
+    if (r.carried >= 0 && !r.stays) copies_[static_cast<std::size_t>(r.carried)] = true;
   }
 }
 
 void Bound::run(Env& env, const OrtRunOptions* options, bool in_place) {
   if (bind_inputs(env, in_place)) make_outputs();
-  for (std::size_t i = 0; i < out_.size(); ++i) {
-    if (s_.results()[i].renews) bind_output(i, Tensor::zeros(out_[i]->dtype, out_[i]->shape));
-    const int from = s_.results()[i].carried;
-    if (from >= 0 && out_[i] != last_[static_cast<std::size_t>(from)]) {
-      bind_output(i, last_[static_cast<std::size_t>(from)]);
-    }
-  }
+  bind_carried(in_place);
   execute(options);
   for (std::size_t i = 0; i < out_.size(); ++i) env[s_.results()[i].slot] = out_[i];
+}
+
+// What is carried is written where it was read; on an accelerator, once it lies there.
+void Bound::bind_carried(bool in_place) {
+  for (std::size_t i = 0; i < out_.size(); ++i) {
+    const Port& r = s_.results()[i];
+    if (r.renews) bind_output(i, Tensor::zeros(out_[i]->dtype, out_[i]->shape));
+    if (r.carried < 0) continue;
+    const Ref& from = last_[static_cast<std::size_t>(r.carried)];
+    if (r.stays && !(from->device && in_place)) {
+      bind_output(i, s_.library().room(s_.raw(), from->dtype, from->shape));
+    } else if (out_[i] != from) {
+      bind_output(i, from);
+    }
+  }
 }
 
 // Binds what changed. True where a shape did, so that outputs must be made anew.
@@ -128,11 +144,13 @@ bool Bound::bind_inputs(Env& env, bool in_place) {
     }
     const bool own = copies_[i] && (value->lent || !in_place);
     const bool cast = value->dtype != port.type.dtype && value->lent;
-    if (value == given_[i] && !own && !cast) continue;
+    // an accelerator has a copy of what lies here, of the time when it was bound
+    const bool stale = s_.library().on_device() && !value->device;
+    if (value == given_[i] && !own && !cast && !stale) continue;
     const Ref fit = own || cast ? fitting(i, value) : value;
     reshaped = reshaped || !last_[i] || last_[i]->shape != fit->shape;
     given_[i] = value;
-    if (fit != last_[i]) bind_input(i, fit);
+    if (fit != last_[i] || stale) bind_input(i, fit);
   }
   return reshaped;
 }
@@ -231,6 +249,11 @@ void Bound::run_each(Env& env, std::int64_t n, const OrtRunOptions* options) {
 
 Models::Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads)
     : library_(std::move(library)), folder_(std::move(folder)), threads_(threads) {}
+
+bool Models::loaded() const {
+  const std::lock_guard<std::mutex> held(lock_);
+  return !sessions_.empty();
+}
 
 const Session& Models::session(const std::string& graph) const {
   const std::lock_guard<std::mutex> held(lock_);

@@ -39,6 +39,7 @@ struct Port {
   std::size_t slot = 0;
   int carried = -1;     // of a result: the input that it is the next value of
   bool renews = false;  // of a result: it has an input's name, but not its type
+  bool stays = false;   // of a result: it is carried in the accelerator's memory
 };
 
 class Session {
@@ -77,6 +78,7 @@ class Bound {
   Ref fitting(std::size_t i, const Ref& given);
   void bind_input(std::size_t i, const Ref& value);
   void bind_output(std::size_t i, const Ref& value);
+  void bind_carried(bool in_place);
   void make_outputs();
   Sizes sizes() const;
   void execute(const OrtRunOptions* options);
@@ -95,6 +97,7 @@ class Models {
  public:
   Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads);
   const Session& session(const std::string& graph) const;
+  bool loaded() const;  // is any?
   Slots& slots() const { return slots_; }
   const ort::Library& library() const { return *library_; }
 

@@ -99,6 +99,7 @@ Ref Tensor::rows(std::int64_t from, std::int64_t n) const {
   out->shape = shape;
   out->memory = memory;
   out->lent = lent;
+  out->device = device;
   const std::size_t row = shape[0] ? bytes() / static_cast<std::size_t>(shape[0]) : 0;
   out->data = as<char>() + static_cast<std::size_t>(from) * row;
   out->shape[0] = n;

@@ -19,6 +19,7 @@ struct Tensor {
   Shape shape;
   std::shared_ptr<void> memory;  // owns what `data` points into
   void* data = nullptr;
+  bool device = false;  // `data` is an address on the accelerator, and no host's to read
   bool lent = false;   // the loop's or the caller's: a graph may read it, and may not write to it
   ort::Value value{};  // ONNX Runtime's handle on it, made when first bound
 

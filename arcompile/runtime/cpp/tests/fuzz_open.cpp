@@ -1,6 +1,6 @@
-// Opens mutated copies of an engine: each opens, or is refused by an Error; nothing else happens.
+// Reads mutated copies of an engine: each is read, or refused by an Error; nothing else happens.
+// What Engine::open does beyond this is to look for ONNX Runtime.
 //   test_fuzz_open <engine> <scratch folder> <seconds> [seed]
-#include <arcompile/arcompile.hpp>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -8,7 +8,9 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "bundle.hpp"
 #include "check.hpp"
+#include "program.hpp"
 #include "sha256.hpp"
 
 namespace fs = std::filesystem;
@@ -105,12 +107,15 @@ int main(int argc, char** argv) {
   while (std::chrono::steady_clock::now() < end) {
     damage(folder, manifest, program);
     try {
-      // Finding ONNX Runtime comes last: what gets so far was taken for an engine.
-      arc::Engine::open(folder.string(), {1, "no-such-runtime.so", "off"});
+      const auto bundle = arc::Bundle::open(folder.string());
+      const auto program = arc::Program::parse(bundle.read("program.json", "program"));
+      bundle.labels(), bundle.defaults();
+      for (const auto& [name, type] : program.state) type.shape_of(program.sizes(2, 4));
+      ++opened;
     } catch (const arc::Error& e) {
       const std::string what = e.what();
       CHECK(!what.empty() && what.find('\n') == std::string::npos);
-      ++(what.rfind("cannot load ONNX Runtime", 0) == 0 ? opened : refused);
+      ++refused;
     }
   }
   std::cout << opened << " read, " << refused << " refused\n";

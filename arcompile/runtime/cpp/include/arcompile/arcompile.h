@@ -63,8 +63,10 @@ ARC_API size_t arc_engine_labels(const arc_engine* engine);
 ARC_API const char* arc_engine_label(const arc_engine* engine, size_t i); /* NULL: none such */
 /* "guidance", "temperature", "top_k" or "top_p"; NaN for another name. */
 ARC_API double arc_engine_default(const arc_engine* engine, const char* name);
+/* Bytes that a run needs. part: "runtime", "weights", "state", "activations", "decoder",
+ * "pictures", or NULL for all of them together. */
 ARC_API arc_error* arc_engine_plan(const arc_engine* engine, int64_t images, int guided,
-                                   size_t* rows, size_t* weights, size_t* state);
+                                   const char* part, int64_t* bytes);
 
 /* --- requests --- */
 ARC_API arc_request* arc_request_new(void); /* NULL: no memory */

@@ -132,10 +132,17 @@ struct Output {
   Timings timings;
 };
 
-// Bytes that a batch needs: the mapped weights, and the state of all rows (twins of guided
-// pictures included); activations of ONNX Runtime come on top.
+// Bytes that a run of `images` pictures needs, by name: the runtime itself, the weights of the
+// graphs that run, state (caches), activations of the loop, decoder (its activations), pictures.
 struct Plan {
-  std::size_t rows, weights, state;
+  std::int64_t images;
+  bool guided;
+  std::map<std::string, std::int64_t> parts;
+  std::int64_t total() const {
+    std::int64_t sum = 0;
+    for (const auto& [name, bytes] : parts) sum += bytes;
+    return sum;
+  }
 };
 
 struct Options {
