@@ -48,7 +48,8 @@ int main(int argc, char** argv) {
     std::cout << "ready " << engine.family() << std::endl;
     for (std::string line; std::getline(std::cin, line) && line != "quit";) {
       try {
-        std::cout << "ok " << draw(engine, line) << std::endl;
+        const std::string drawn = draw(engine, line);
+        std::cout << "ok " << drawn << std::endl;
       } catch (const arc::Error& e) {
         std::cout << "error " << e.what() << std::endl;
       }
