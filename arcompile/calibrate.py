@@ -14,7 +14,8 @@ from arcompile.compile import exported
 from arcompile.errors import ArcError
 from arcompile.family import Model
 from arcompile.ir import Builder, Graph, Node, Type, Value
-from arcompile.passes.ranges import CONV, INPUT
+from arcompile.passes.eviction import apart, layers
+from arcompile.passes.ranges import CONV, HEADS, INPUT
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.quality import condition
 from arcompile.runtime import request
@@ -32,12 +33,17 @@ def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu
 
     `<weight>.input_max` f32[k]: the largest absolute value of each input of a product.
     `<weight>.conv_range` f32[4]: -least and largest of what goes into a convolution, and of what
-    comes out. Names are those after the target's own passes. Raises ArcError.
+    comes out. `layer.<i>.head_spread` f32[h]: of an attention of scales over a cache, how much a
+    head's attention differs from query to query in the last step: over the keys, the sum of its
+    variance, as a mean of all pictures (https://arxiv.org/abs/2504.09261). Names are those after
+    the target's own passes. Raises ArcError.
     """
     if pictures < 1:
         raise ArcError(f"pictures must be 1 or more, got {pictures}")
     plain = run(exported(model, progress), parse_pipeline(TARGETS[target].passes))
     p = plain.on_graphs(watched)
+    if any(s.append != 1 for s in p.steps[1:]):  # scales: many queries in the last step
+        p = p.on_graphs(attending)
     facts = {"family": plain.name, "target": target, "dtype": "f32", "files": {},
              "info": dict(model.info), "defaults": dict(model.defaults),
              "vocabulary": int(model.info.get("vocabulary", 0))}
@@ -47,32 +53,40 @@ def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu
         engine = Engine(Path(scratch), facts, p, (), 0)
         seen: dict[str, Array] = {}
         for i in range(pictures):
-            _draw(engine, i, seen)
+            _draw(engine, i, seen, pictures)
             progress("drawing", (i + 1) / pictures)
     types = {k: Type("f32", a.shape) for k, a in sorted(seen.items())}
     safetensors.write(out, types, seen.__getitem__)
     return seen
 
 
-def _draw(engine: Engine, i: int, seen: dict[str, Array]) -> None:
+def _draw(engine: Engine, i: int, seen: dict[str, Array], pictures: int) -> None:
     d = engine.defaults
     q = request.make(engine, condition(engine, i, 1), i, 1, d["guidance"], None, d["temperature"],
                      int(d["top_k"]), d["top_p"], {})
     loop = engine._loop(q)
-    loop.runner = Watch(loop.runner, seen)
+    watch = Watch(loop.runner, seen)
+    loop.runner = watch
     loop.run()
+    for key, found in watch.last.items():
+        seen[key] = seen.get(key, np.zeros_like(found)) + found / np.float32(pictures)
 
 
 class Watch:
-    """A runner that keeps the largest of all that is seen, and hands on the rest."""
+    """A runner that keeps the largest of all that is seen, and hands on the rest. Of heads it keeps
+    what was seen last, in the conditional row."""
 
     def __init__(self, inner: Runner, seen: dict[str, Array]):
         self.inner, self.seen = inner, seen
+        self.last: dict[str, Array] = {}
 
     def run(self, graph: str, env: Env) -> Env:
         out = self.inner.run(graph, env)
         for name in [k for k in out if k.startswith(SEEN)]:
             found, key = self.inner.numpy(out.pop(name)), name.removeprefix(SEEN)
+            if key.endswith(HEADS):
+                self.last[key] = found[0]
+                continue
             self.seen[key] = np.maximum(self.seen[key], found) if key in self.seen else found
         return out
 
@@ -92,6 +106,37 @@ def watched(g: Graph) -> Graph:
             more[name] = b.maximum(more[name], here) if name in more else here
     nodes = (*g.nodes, *b.take())
     return g.with_nodes(nodes, (*g.results, *more.items())) if more else g
+
+
+def attending(g: Graph) -> Graph:
+    """The graph with a result for each attention over a cache, [r,h]: the spread of its heads.
+
+    It is of use where the cache is full, in the last step: slots never filled are not masked.
+    """
+    whole = apart(g)
+    b = Builder(g.name, taken=[v.name for v in whole.values()])
+    more: dict[str, Value] = {}
+    for i, layer in enumerate(layers(whole)):
+        more[f"{SEEN}layer.{i}{HEADS}"] = _spread(b, layer.node, layer.heads, layer.kv_heads)
+    return whole.with_nodes((*whole.nodes, *b.take()), (*whole.results, *more.items())) if (
+        more) else g
+
+
+def _spread(b: Builder, n: Node, heads: int, kv_heads: int) -> Value:
+    """Over the keys, the sum of the variance over the queries: [r,h]."""
+    q, keys = n.args[:2]
+    width, slots = keys.type.shape[3], keys.type.shape[2]
+    each = b.transpose(b.reshape(q, shape=("r", "s", heads, width)), perm=(0, 2, 1, 3))
+    if heads != kv_heads:  # queries of a group share their keys
+        group = heads // kv_heads
+        spread = b.expand(b.reshape(keys, shape=("r", kv_heads, 1, slots, width)),
+                          shape=("r", kv_heads, group, slots, width))
+        keys = b.reshape(spread, shape=("r", heads, slots, width))
+    scores = b.matmul(each, b.transpose(keys, perm=(0, 1, 3, 2)))
+    p = b.softmax(b.mul(scores, b.const(dtype="f32", value=n.attrs["scale"])), axis=3)
+    mean = b.mean(p, axes=(2,))
+    found: Value = b.sum(b.sub(b.mean(b.mul(p, p), axes=(2,)), b.mul(mean, mean)), axes=(2,))
+    return found
 
 
 def _inputs(b: Builder, n: Node) -> Value:

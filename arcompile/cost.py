@@ -110,7 +110,31 @@ def _decode_attention(at: _At) -> int:
     return 3 * spun + _attention(at, 3, 4)
 
 
+def _kv_attend(at: _At) -> int:
+    q, kc = at.node.args[0], at.node.args[3]
+    rows, s, width = at.shape(q)
+    heads, pairs = at.node.attrs["heads"], s * (_held(at) + s)
+    if at.node.attrs.get("mask") == "causal":
+        pairs -= s * (s - 1) // 2
+    return rows * heads * pairs * (2 * width // heads + 2 * at.shape(kc)[3] + 5)
+
+
+def _held(at: _At) -> int:
+    """Slots that a cache holds before a step appends its own, as far as the cost model knows:
+    all there were, or all there is room for."""
+    room, s = at.shape(at.node.args[3])[2], at.shape(at.node.args[0])[1]
+    return room if at.context is None else min(room, at.context - s)
+
+
+def _kv_bytes(at: _At, times: int) -> int:
+    """Both caches, so often."""
+    return times * sum(at.shape(v)[0] * at.shape(v)[1] * at.shape(v)[3] * _held(at) * DTYPES[
+        v.type.dtype] for v in at.node.args[3:5])
+
+
 FLOPS: dict[str, Callable[[_At], int]] = {
+    "kv_attend": _kv_attend, "kv_update": lambda at: 0, "kv_drop": lambda at: 0,
+    "kv_watch": lambda at: 2 * at.count(at.node.args[2]),
     "conv2d": _conv2d, "conv2d_int8": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention,
     **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
@@ -179,6 +203,10 @@ CACHED: dict[str, Callable[[_At], int]] = {
     "cache_append": lambda at: _appended(at, 0, 1),
     "attention": lambda at: _read(at, 1, 2),
     "decode_attention": lambda at: _read(at, 3, 4) + _appended(at, 3, 1) + _appended(at, 4, 2),
+    "kv_attend": lambda at: _kv_bytes(at, 3),  # read, and written and read behind one another
+    "kv_update": lambda at: _kv_bytes(at, 1),
+    "kv_watch": lambda at: _read(at, 2),
+    "kv_drop": lambda at: 2 * _read(at, 0, 1),
 }
 
 

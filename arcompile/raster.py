@@ -16,6 +16,9 @@ def check(p: Program, name: str) -> None:
     if p.accept != "all":
         raise ArcError(f"pass {name} needs a plain program, and {p.name} is drafted already",
                        hint="give one method of decoding")
+    if p.cache != "full":
+        raise ArcError(f"pass {name} needs whole caches, and {p.cache} drops slots of {p.name}",
+                       hint="give a method of decoding, or a policy of keeping slots")
     for i, s in enumerate(p.steps):
         if why := _unfit(p, i, s):
             raise ArcError(f"pass {name} needs a raster program, but step {i} of {p.name} {why}",

@@ -13,6 +13,7 @@ from arcompile.program import Program
 from arcompile.weights import Array, used
 
 INPUT, CONV = ".input_max", ".conv_range"  # of a product f32[k]; of a convolution f32[4]
+HEADS = ".head_spread"  # of an attention over a cache, by its number: f32[h]
 HINT = "make the file with arcompile calibrate, of the same checkpoint"
 
 
@@ -28,7 +29,7 @@ def read(path: str) -> dict[str, Array]:
 @lru_cache(4)
 def _read(path: str, time: int, size: int) -> dict[str, Array]:
     held = open_checkpoint(path).weights("")
-    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV))}
+    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV, HEADS))}
     bad = [k for k, a in found.items() if a.ndim != 1 or not np.isfinite(a).all()]
     if bad or not found:
         raise ArcError(f"{path} holds no ranges" + (f": {bad[0]} is broken" if bad else ""),
@@ -41,6 +42,8 @@ def of_model(path: str, p: Program) -> dict[str, Array]:
     found, have = read(path), used(p.graphs)
     fits = 0
     for key, a in found.items():
+        if key.endswith(HEADS):
+            continue
         name, _, kind = key.rpartition(".")
         w = have.get(f"@{name}")
         if w is None:
@@ -53,3 +56,13 @@ def of_model(path: str, p: Program) -> dict[str, Array]:
     if not fits:
         raise ArcError(f"{path} is of another model: it knows none of the weights here", hint=HINT)
     return found
+
+
+def spread(path: str, heads: list[int]) -> list[list[float]]:
+    """How much the attention of each head of each layer differs from query to query."""
+    found = {k: a for k, a in read(path).items() if k.endswith(HEADS)}
+    have = [len(found.get(f"layer.{i}{HEADS}", ())) for i in range(len(heads))]
+    if len(found) != len(heads) or have != heads:
+        raise ArcError(f"{path} knows the heads of {len(found)} attentions, not of these "
+                       f"{len(heads)}", hint=HINT)
+    return [found[f"layer.{i}{HEADS}"].astype(float).tolist() for i in range(len(heads))]

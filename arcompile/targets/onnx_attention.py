@@ -166,12 +166,18 @@ def _cached(e: Emitter, n: Node, q: str, k: str, v: str, past: str, keep: list[s
 
 def _attend(e: Nodes, q: str, k: str, v: str, filled: str, *told: str, heads: int, scale: float,
             mask: str) -> str:
-    """`told` is what the kernel is told of the rest."""
+    """`told` is what the kernel is told of the rest; the first of it is the number of heads."""
     more = [""]
+    if told:  # layers of other numbers of heads are the same function
+        number = e.op("Slice", told[0], e.const([0]), e.const([1]), e.const([0]))
+        shape = e.op("Concat", e.const([0, 0]), number, e.const([-1]), axis=0)
+        four = e.op("Transpose", e.op("Reshape", q, shape), perm=[0, 2, 1, 3])
+    else:
+        four = _split(e, q, heads)
     if mask == "prefix":
         s, slots = e.op("Shape", q, start=1, end=2), e.op("Shape", k, start=2, end=3)
         more = [_prefix(e, e.op("Sub", filled, s), s, slots)]
-    out = e.op("Attention", _split(e, q, heads), k, v, *more, "", "", filled, scale=scale,
+    out = e.op("Attention", four, k, v, *more, "", "", filled, scale=scale,
                is_causal=int(mask == "causal"))
     return _join(e, out)
 

@@ -133,6 +133,29 @@ class Emitter(Nodes):
             return body(self, *inputs)  # a function has one meaning in a model
         return self.op(name, *inputs, domain=DOMAIN, outs=len(function.output))
 
+    def branch(self, condition: str, yes: Callable[[], list[str]], no: Callable[[], list[str]],
+               outs: int) -> list[str]:
+        """What one of two functions emits, by a bool[]; both give so many results."""
+        made = [self.fresh("If") for _ in range(outs)]
+        graphs = {"then_branch": self._subgraph(yes), "else_branch": self._subgraph(no)}
+        self.nodes.append(self.onnx.helper.make_node(
+            "If", [condition], made, name=f"{self.where}#{len(self.nodes)}", **graphs))
+        return made
+
+    def _subgraph(self, emit: Callable[[], list[str]]) -> Any:
+        """Nodes that read what stands before them, and whose names nobody outside may read."""
+        nodes, memo = self.nodes, self.memo
+        self.nodes, self.memo = [], dict(memo)
+        made = emit()
+        inner, self.nodes, self.memo = self.nodes, nodes, memo
+        own = {name for n in inner for name in n.output}
+        for i, name in enumerate(made):
+            if name not in own:  # a branch must make what it gives
+                made[i] = self.fresh("Identity")
+                inner.append(self.onnx.helper.make_node("Identity", [name], [made[i]]))
+        outs = [self.onnx.helper.make_empty_tensor_value_info(name) for name in made]
+        return self.onnx.helper.make_graph(inner, self.fresh("branch"), [], outs)
+
     def _function(self, name: str, body: Body, inputs: int) -> Any:
         inner, formal = Nodes(), [f"in{i}" for i in range(inputs)]
         made = body(inner, *formal)
@@ -250,7 +273,8 @@ def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:
     return Emitter(g, spans, **how).model()
 
 
-MODULES = ("onnx_ops", "onnx_attention", "onnx_quant", "onnx_sampling", "onnx_speculation")
+MODULES = ("onnx_ops", "onnx_attention", "onnx_kv", "onnx_quant", "onnx_sampling",
+           "onnx_speculation")
 
 
 def fill() -> None:

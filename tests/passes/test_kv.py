@@ -1,0 +1,259 @@
+"""Policies of keeping slots, on a small model of scales and a small raster model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import tiny_scales
+from tiny import generate, llama, ops, ranges_file, weights
+from tiny_scales import COUNTS, SLOTS, scales
+
+from arcompile.calibrate import attending
+from arcompile.errors import ArcError
+from arcompile.ir import Graph, dce, evaluate
+from arcompile.ops import kv
+from arcompile.passes.eviction import Group, by_step, caches
+from arcompile.passes.kv_hack import Hack, contextual
+from arcompile.pipeline import parse_pipeline, run
+from arcompile.program import raster
+from arcompile.program_text import parse_program
+
+SCALES = ("kv-hack", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
+RASTER = ("kv-rows", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
+NORMAL = "fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention"
+
+
+def shrink(p, passes):
+    return run(p, parse_pipeline(passes))
+
+
+def cache_bytes(p, rows=2):
+    return sum(t.nbytes({"r": rows, "b": 1}) for k, t in p.state if k[0] in "kv")
+
+
+@pytest.fixture(scope="module")
+def of_scales():
+    p = scales()
+    p.verify()
+    return p, weights(p)
+
+
+@pytest.fixture
+def calibrated(tmp_path):
+    """Heads 1 and 2 of the first layer and all of the second look everywhere alike."""
+    return ranges_file(tmp_path / "r.safetensors", {
+        "layer.0.head_spread": np.array([5.0, 0.2, 0.3, 4.0]),
+        "layer.1.head_spread": np.array([0.1, 0.4, 0.6, 0.5])})
+
+
+def logits(p, source, forced=None):
+    found = generate(p, source, finish=False)
+    return found.tokens, [x for x, _ in found.logits]
+
+
+def close(a, b, tolerance=1e-5):
+    return all(np.abs(x - y).max() <= tolerance * np.abs(x).max()
+               for x, y in zip(a, b, strict=True))
+
+
+# --- the identity, and what is exact -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*SCALES, "kv-rows"])
+def test_nothing_goes_at_ratio_0(name, of_scales):
+    p = llama() if name == "kv-rows" else of_scales[0]
+    assert shrink(p, f"{name}{{ratio=0}}") is p
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_what_no_step_reads_again_costs_nothing(name, of_scales):
+    """Small ratios drop only what the last step would store: the caches shrink, tokens stay."""
+    p, source = of_scales
+    new = shrink(p, f"{name}{{ratio=0.1}}")
+    assert cache_bytes(new) <= 0.9 * cache_bytes(p)
+    (t1, l1), (t2, l2) = logits(p, source), logits(new, source)
+    assert (t1 == t2).all()
+    assert close(l1, l2)
+
+
+def test_heads_in_another_order_are_the_same(of_scales):
+    """Permuted in the weights, behind a norm and a factor per head, and back in the product."""
+    p, source = of_scales
+    c = caches(p, "it", 0.1)
+    full = (SLOTS,) * len(COUNTS)
+    orders = [((3, 1), (0, 2)), ((2,), (1, 3, 0))]  # of each group, by layer
+    new = by_step(c, "it", [Group(tuple(o[k] for o in orders), full) for k in range(2)])
+    new.verify()
+    step = new.graph("step")
+    assert ops(step).count("kv_attend") == 4
+    assert not {"gather", "slice"} & {n.op for n in step.nodes}  # all of it is in the weights
+    (t1, l1), (t2, l2) = logits(p, source), logits(new, source)
+    assert (t1 == t2).all()
+    assert close(l1, l2)
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
+def test_hack_keeps_to_its_budgets(ratio, of_scales, calibrated):
+    p, source = of_scales
+    each = Hack(ratio=ratio, ranges=calibrated)
+    new = run(p, [each])
+    assert cache_bytes(new) <= (1 - ratio) * cache_bytes(p)
+    few, many = each.budgets(caches(p, "it", ratio), 0.5)
+    assert (few + many) / 2 <= SLOTS * (1 - ratio)
+    for s, after in pairwise(new.steps):
+        told, then = dict(s.set), dict(after.set)
+        assert told["keep0"] <= few
+        assert told["keep1"] <= many
+        assert {then["held0"], then["held1"]} <= {told["keep0"], told["keep1"]}
+    sizes = {k: t.shape for k, t in new.state}
+    assert sizes["k0.0"][1] == 2  # heads 1 and 2
+    assert sizes["k0.0"][2] <= few
+    assert generate(new, source, finish=False).tokens.shape == (2, SLOTS)
+
+
+def test_hack_keeps_first_scales_and_the_last_one(of_scales, monkeypatch):
+    """Whatever the queries say: seen from the order that the op asks for."""
+    p, source = of_scales
+    seen = []
+    real = kv.order
+
+    def order(score, first, recent):
+        best = real(score, first, recent)
+        seen.append((score.shape[-1], first, recent, best))
+        return best
+
+    monkeypatch.setattr(kv, "order", order)
+    new = shrink(p, "kv-hack{ratio=0.6}")
+    generate(new, source, finish=False)
+    keep = int(SLOTS * 0.4)
+    dropped = [x for x in seen if x[0] > keep and x[2] < COUNTS[-1]]  # the last keeps nothing
+    assert dropped
+    for t, first, recent, best in dropped:
+        assert (first, recent) == (5, 16)
+        must = {*range(first), *range(t - recent, t)}
+        for row in best.reshape(-1, t):
+            assert must <= set(row[:keep].tolist())
+
+
+def test_planted_heads_are_told_apart():
+    """Stripes vary little from query to query, diagonals much: by calibrate's own figure."""
+    p = scales(layers=1)
+    g = attending(p.graph("step"))
+    q = np.eye(4, dtype=np.float32)
+    n = COUNTS[-1]
+    ks = np.zeros((1, 4, SLOTS, 4), np.float32)
+    ks[0, 0, 7] = ks[0, 2, 3] = 40  # heads 0 and 2: one key draws all
+    at = np.arange(SLOTS) % 4
+    ks[0, 1] = ks[0, 3] = 8 * q[at]  # heads 1 and 3: keys like the query
+    node = next(x for x in g.nodes if x.op == "attention")
+    out = dict(g.results)["seen.layer.0.head_spread"]
+    behind = g.nodes[g.nodes.index(node) + 1 :]
+    tail = dce(Graph("g", node.args[:2], behind, (("y", out),)))
+    x = np.tile(q[np.arange(n) % 4][None, :, None], (1, 1, 4, 1)).reshape(1, n, 16)
+    found = evaluate(tail, {node.args[0].name: x, node.args[1].name: ks})["y"][0]
+    assert contextual([found.tolist()], 0.5) == ((0, 2),)
+
+
+def test_calibration_of_another_model_is_refused(of_scales, tmp_path):
+    wrong = ranges_file(tmp_path / "r.safetensors", {"layer.0.head_spread": np.ones(4)})
+    with pytest.raises(ArcError, match="knows the heads of 1 attentions"):
+        run(of_scales[0], [Hack(ranges=wrong)])
+
+
+# --- raster --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_rows():
+    """16 tokens in rows of 4."""
+    p = str(llama()).replace("positions=4", "positions=16").replace("steps 3 x 1", "steps 15 x 1")
+    p = p.replace(",5,4]", ",17,4]").replace("f32[5,2]", "f32[17,2]").replace("i64[b,4]",
+                                                                             "i64[b,16]")
+    p = parse_program(p.replace("f32[b,4,4]", "f32[b,16,4]").replace("f32[b,4,16]",
+                                                                      "f32[b,16,16]"))
+    assert len(p.steps) == len(raster(16))
+    return p, weights(p)
+
+
+@pytest.mark.parametrize("name", RASTER)
+def test_raster_caches_shrink_and_never_overflow(name, of_rows):
+    p, source = of_rows
+    p = run(p, parse_pipeline(NORMAL))
+    options = "ratio=0.2,latest=1" if name == "kv-rows" else "ratio=0.4"
+    options += ",sinks=1" if name == "kv-streaming" else ""
+    new = shrink(p, f"{name}{{{options}}}")
+    assert cache_bytes(new) <= (0.8 if name == "kv-rows" else 0.6) * cache_bytes(p)
+    drops = [sum(c.graph.startswith("drop") for c in s.calls) for s in new.steps]
+    assert sum(drops)
+    assert not drops[-1]
+    found = generate(new, source, finish=False)  # cache_append raises where there is no room
+    assert (found.tokens >= 0).all()
+    assert str(parse_program(str(new))) == str(new)
+
+
+def test_raster_is_exact_until_something_goes(of_rows):
+    p, source = of_rows
+    new = shrink(p, "kv-snap{ratio=0.4}")
+    first = next(i for i, s in enumerate(new.steps) if any(c.graph == "drop0" for c in s.calls))
+    a, b = (generate(x, source, finish=False) for x in (p, new))
+    assert close([x for x, _ in a.logits][: first + 1], [x for x, _ in b.logits][: first + 1])
+    assert not close([x for x, _ in a.logits], [x for x, _ in b.logits], 1e-3)
+
+
+def test_slots_filled_are_counted(of_rows):
+    new = shrink(of_rows[0], "kv-rows{ratio=0.2,latest=1}")
+    size = dict(new.state)["k0"].shape[2]
+    assert size == 13  # the prompt, and three rows
+    held = 0
+    for s in new.steps:
+        assert dict(s.set)["held0"] == held
+        held += 1
+        held -= 4 * sum(c.graph == "drop0" for c in s.calls)
+        assert held <= size
+
+
+# --- what cannot be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("passes", "said"), [
+    ("kv-hack{ratio=1}", "ratio must be from 0 to less than 1, got 1.0"),
+    ("kv-snap{ratio=-0.1}", "ratio must be"),
+    ("kv-hack{ratio=0.95}", "leaves"),
+    ("kv-hack{few=2.0}", "few and share are shares"),
+    ("kv-snap{ratio=0.5}, kv-h2o{ratio=0.5}", "needs whole caches, and kv-snap changed"),
+    ("kv-rows{ratio=0.3}", "needs rows"),
+    ("kv-pyramid{beta=0.5}", "beta must be 1 or more"),
+])
+def test_refused_on_scales(passes, said, of_scales):
+    with pytest.raises(ArcError, match=said) as e:
+        shrink(of_scales[0], passes)
+    assert e.value.hint
+
+
+@pytest.mark.parametrize(("passes", "said"), [
+    ("kv-hack", "needs scales"),
+    ("kv-rows{ratio=0.9}", "are always kept"),
+    ("kv-rows{latest=0}", "0 latest rows"),
+    ("kv-streaming{row=99}", "row must be from 1"),
+    ("kv-snap{ratio=0.3}, sjd{window=3}", "needs whole caches, and kv-snap drops"),
+    ("sjd{window=3}, kv-snap{ratio=0.3}", "a rejected draft"),
+    ("kv-snap{ratio=0.3}, zipar{window=2}", "needs whole caches"),
+])
+def test_refused_on_rows(passes, said, of_rows):
+    p = run(of_rows[0], parse_pipeline(f"{NORMAL}, fuse-sampling"))
+    with pytest.raises(ArcError, match=said) as e:
+        shrink(p, passes)
+    assert e.value.hint
+
+
+def test_golden(golden, of_scales):
+    new = shrink(tiny_scales.scales(layers=1), "kv-hack{ratio=0.5}")
+    lines = [x for x in str(new).splitlines() if x.startswith(("program", "  cache", "  state",
+                                                               "  steps"))]
+    step = [x for x in str(new.graph("step")).splitlines() if "kv_" in x or "return" in x]
+    assert "\n".join([*lines, *step]) == golden
