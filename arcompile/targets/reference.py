@@ -75,20 +75,25 @@ class Reference(Target):
         safetensors.write(folder / "weights.safetensors", types, store.__getitem__,
                           lambda f: progress("weights", f))
 
-    def open(self, program: Program, folder: Path, threads: int) -> Models:
-        graphs = {}
-        for path in sorted(folder.glob("*.arc")):
-            if path.name != "program.arc":  # the whole program, for people
-                g = parse_graph(_text(path))
-                graphs[g.name] = g
-        replace(program, graphs=tuple(graphs.values())).verify()
-        weights = safetensors.mapped(folder / "weights.safetensors")
-        for name, w in used(graphs.values()).items():
-            found = weights.get(name)
-            if found is None or found.shape != w.type.shape or found.dtype != _stored(w.type):
-                raise ArcError(f"the weights file has no {name} of type {w.type}",
-                               hint="rebuild the engine")
-        return Models(graphs, weights)
+    def open(self, program: Program, folder: Path, threads: int) -> Any:
+        return Models(*stored(program, folder))
+
+
+def stored(program: Program, folder: Path) -> tuple[dict[str, Graph], dict[str, Array]]:
+    """The graphs and weights that `lower` wrote. Raises ArcError."""
+    graphs = {}
+    for path in sorted(folder.glob("*.arc")):
+        if path.name != "program.arc":  # the whole program, for people
+            g = parse_graph(_text(path))
+            graphs[g.name] = g
+    replace(program, graphs=tuple(graphs.values())).verify()
+    weights = safetensors.mapped(folder / "weights.safetensors")
+    for name, w in used(graphs.values()).items():
+        found = weights.get(name)
+        if found is None or found.shape != w.type.shape or found.dtype != _stored(w.type):
+            raise ArcError(f"the weights file has no {name} of type {w.type}",
+                           hint="rebuild the engine")
+    return graphs, weights
 
 
 def _text(path: Path) -> str:

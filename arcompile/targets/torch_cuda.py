@@ -1,0 +1,169 @@
+"""Targets `torch-cuda` and `torch-cpu`: the same graphs run by torch, op by op.
+
+On a GPU our own kernels take over what they can, and each graph is captured once a shape as a CUDA
+graph, so that a step costs one launch. `torch-cpu` is the same interpreter without kernels and
+capture: slow, for looking at what a GPU would compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from arcompile import dims
+from arcompile.errors import MACHINE, ArcError
+from arcompile.ir import Type
+from arcompile.kernels import lang
+from arcompile.plan import Memory
+from arcompile.program import Program
+from arcompile.runtime.loop import Array, Env
+from arcompile.target import target
+from arcompile.targets.reference import Reference, stored
+
+EAGER = 2  # runs of a shape before it is captured: kernels compile and choose in them
+
+
+class Models:
+    """An engine's graphs and weights on one device. Shared by runs, and never written to."""
+
+    def __init__(self, folder: Path, program: Program, device: str, kernels: bool, capture: bool):
+        import torch
+
+        from arcompile.targets.torch_plan import Plan
+
+        self.t, self.device, self.capture = torch, device, capture
+        graphs, held = stored(program, folder)
+        self.weights = {name: self.tensor(a) for name, a in held.items()}
+        states = frozenset(name for name, _ in program.state)
+        self.plans = {name: Plan(g, self.weights, device, kernels, states)
+                      for name, g in graphs.items()}
+
+    def tensor(self, a: Array) -> Any:
+        """A copy on the device; uint16 are the bits of bf16."""
+        if a.dtype == np.uint16:
+            return self.t.from_numpy(np.array(a).view(np.int16)).view(self.t.bfloat16).to(
+                self.device)
+        return self.t.from_numpy(np.array(a)).to(self.device)
+
+    def runner(self) -> Runner:
+        return Runner(self)
+
+
+class Captured:
+    """A graph for one set of shapes: its inputs lie still, states are written where they are."""
+
+    def __init__(self, plan: Any, given: Mapping[str, Any], t: Any):
+        self.given = {k: v if k in plan.states else v.clone() for k, v in given.items()}
+        self.graph = t.cuda.CUDAGraph()
+        with t.cuda.graph(self.graph):
+            self.out = plan.run(self.given)
+
+    def run(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        for name, value in given.items():
+            if self.given[name] is not value:
+                self.given[name].copy_(value, non_blocking=True)
+        self.graph.replay()
+        return dict(self.out)
+
+
+class Runner:
+    """One run: its states, and what was captured for it."""
+
+    def __init__(self, models: Models):
+        self.m = models
+        self.host: dict[str, tuple[Array, Any]] = {}  # arrays that were moved to the device
+        self.seen: dict[Any, int] = {}
+        self.captured: dict[Any, Captured] = {}
+
+    def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
+        from arcompile.targets.torch_ops import DTYPES
+
+        shape = [dims.value(d, sizes) for d in t.shape]
+        dtype = getattr(self.m.t, DTYPES[t.dtype])
+        return self.m.t.zeros(shape, dtype=dtype, device=self.m.device)
+
+    def inputs(self, graph: str) -> list[str]:
+        return list(self.m.plans[graph].inputs)
+
+    def run(self, graph: str, env: Env) -> Env:
+        plan = self.m.plans[graph]
+        with self.m.t.inference_mode():
+            given = {k: self._tensor(k, env[k]) for k in plan.inputs}
+            if not self.m.capture:
+                return plan.run(given)
+            key = (graph, *(tuple(v.shape) for v in given.values()),
+                   *(given[k].data_ptr() for k in plan.states))
+            self.seen[key] = self.seen.get(key, 0) + 1
+            if self.seen[key] <= EAGER:
+                return plan.run(given)
+            if key not in self.captured:
+                self.captured[key] = Captured(plan, given, self.m.t)
+            return self.captured[key].run(given)
+
+    def _tensor(self, name: str, value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        was = self.host.get(name)
+        if was is None or was[0] is not value:
+            self.host[name] = (value, self.m.tensor(value))
+        return self.host[name][1]
+
+    def keep(self, graphs: set[str]) -> None:
+        self.captured = {k: v for k, v in self.captured.items() if k[0] in graphs}
+
+    def numpy(self, value: Any) -> Array:
+        if isinstance(value, np.ndarray):
+            return value
+        if value.dtype == self.m.t.bfloat16:
+            value = value.float()
+        found: Array = value.cpu().numpy().copy()
+        return found
+
+
+@target("torch-cpu")
+class TorchCpu(Reference):
+    """torch on the CPU, op by op: the interpreter of torch-cuda, for looking at it."""
+
+    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
+              "fuse-sampling, dead-code")
+    dtypes = ("f32", "f16", "bf16")
+    needs: ClassVar[tuple[str, ...]] = ("torch==2.13.0",)
+    memory = Memory(in_place=True)
+
+    def open(self, program: Program, folder: Path, threads: int) -> Models:
+        self._refuse()
+        return Models(folder, program, "cpu", kernels=False, capture=False)
+
+    def _refuse(self) -> None:
+        if reason := self.available():
+            raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
+
+    def available(self) -> str:
+        try:
+            import torch  # noqa: F401
+        except ImportError:
+            return "torch is not installed"
+        return ""
+
+
+@target("torch-cuda")
+class TorchCuda(TorchCpu):
+    """torch on an NVIDIA GPU, with our kernels, and a CUDA graph for each step's shape."""
+
+    needs = ("torch==2.13.0", "triton>=3.9")
+
+    def open(self, program: Program, folder: Path, threads: int) -> Models:
+        self._refuse()
+        return Models(folder, program, "cuda", kernels=not lang.missing(), capture=True)
+
+    def available(self) -> str:
+        if reason := super().available():
+            return reason
+        import torch
+
+        if torch.version.cuda is None:
+            return "this torch was built without CUDA"
+        return "" if torch.cuda.is_available() else "no NVIDIA GPU is seen, or its driver is old"

@@ -1,0 +1,246 @@
+"""Where our kernels take over from torch, and the patterns of nodes that one kernel is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from arcompile import debug
+from arcompile.errors import ArcError
+from arcompile.ir import Graph, Node, Value
+from arcompile.kernel import KERNELS, Version, case
+from arcompile.targets.torch_attention import cache_append, rope
+from arcompile.targets.torch_ops import TORCH
+
+NAMES = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
+KERNEL: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One call of a plan: a node, or several that `run` is."""
+
+    run: Callable[..., Any] | None
+    args: tuple[Value, ...]
+    outs: tuple[Value, ...]
+    attrs: Mapping[str, Any]
+    op: str
+
+
+def takes_over(*names: str) -> Callable[[Any], Any]:
+    def declare(fn: Callable[..., Any]) -> Callable[..., Any]:
+        KERNEL.update(dict.fromkeys(names, fn))
+        return fn
+
+    return declare
+
+
+def best(name: str, x: Any, **sizes: Any) -> Version | None:
+    """The version to run, or None (and a line in the debug log) when there is none for it."""
+    try:
+        return KERNELS[name].best(case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes))
+    except ArcError as e:
+        debug.log(4, f"miss {name}: {e.hint}")
+        return None
+
+
+@takes_over("residual_norm")
+def residual_norm(t: Any, x: Any, y: Any, *affine: Any, eps: float) -> Any:
+    d = x.shape[-1]
+    v = best("add_norm", x, n=x.numel() // d, d=d)
+    if v is None:
+        return TORCH["residual_norm"](t, x, y, *affine, eps=eps)
+    more = dict(zip(("weight", "bias"), affine, strict=False))
+    out, total = v.run(x.reshape(-1, d).contiguous(), kind="rms", eps=eps,
+                       y=y.reshape(-1, d).contiguous(), **more)
+    return out.reshape(x.shape), total.reshape(x.shape)
+
+
+@takes_over("group_norm", "group_norm_silu")
+def group_norm(t: Any, x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = True) -> Any:
+    n, c = x.shape[:2]
+    flat = x.reshape(n, c, -1).contiguous()
+    v = best("group_norm_silu", x, n=n, c=c, hw=flat.shape[2], groups=groups)
+    if v is None:
+        return TORCH["group_norm_silu" if silu else "group_norm"](t, x, w, b, groups, eps)
+    return v.run(flat, w, b, groups=groups, eps=eps, silu=silu).reshape(x.shape)
+
+
+KERNEL["group_norm"] = lambda t, *x, **how: group_norm(t, *x, silu=False, **how)
+
+
+@takes_over("verify")
+def verify(t: Any, p: Any, *more: Any, coupling: str) -> Any:
+    b, c, vocabulary = p.shape
+    v = best("verify", p, b=b, c=c, v=vocabulary, coupling=coupling)
+    if v is None:
+        return TORCH["verify"](t, p, *more, coupling=coupling)
+    names = ("rest", "weight", "draft", "chance", "noise", "done", "gumbel")
+    held = {k: x.contiguous() for k, x in zip(names, more, strict=False)}
+    return v.run(p.contiguous(), coupling=coupling, **held)
+
+
+@takes_over("attention")
+def attention(t: Any, q: Any, k: Any, v: Any, *more: Any, heads: int, kv_heads: int, scale: float,
+              mask: str = "full", extra: tuple[str, ...] = ()) -> Any:
+    """Over a cache, by ranges; what has a bias, kept slots or no cache stays torch's."""
+    e = q.shape[2] // heads
+    found = None
+    if extra == ("past",) and k.ndim == 4 and v.shape == k.shape:
+        found = best("range_attention", q, r=q.shape[0], s=q.shape[1], t=k.shape[2], h=heads,
+                     g=kv_heads, e=e, mask=mask)
+    if found is None:
+        return TORCH["attention"](t, q, k, v, *more, heads=heads, kv_heads=kv_heads, scale=scale,
+                                  mask=mask, extra=extra)
+    start, end = ranges(t, q.shape[1], more[0], mask)
+    return found.run(q.contiguous(), k, v, start, end, heads=heads, kv_heads=kv_heads, scale=scale)
+
+
+def ranges(t: Any, s: int, past: Any, mask: str) -> tuple[Any, Any]:
+    """i32 [r,s] each: the slots that every query sees."""
+    at = past.int()[:, None] + t.arange(1, s + 1, dtype=t.int32, device=past.device)
+    end = at if mask == "causal" else at[:, -1:].expand_as(at)
+    if mask == "prefix":
+        end = t.where(past[:, None] > 0, end, at)
+    return t.zeros_like(at), end.contiguous()
+
+
+@takes_over("decode_attention")
+def decode_attention(t: Any, q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any,
+                     sin: Any, *keep: Any, heads: int, kv_heads: int, scale: float, mask: str,
+                     interleaved: bool) -> Any:
+    how = {"heads": heads, "kv_heads": kv_heads, "scale": scale}
+    found = None
+    if q.shape[1] == 1:
+        found = best("flash_decode", q, r=q.shape[0], h=heads, g=kv_heads,
+                     e=q.shape[2] // heads, slots=kc.shape[2], mask=mask, keep=bool(keep))
+    if found is not None:
+        tables = (cos.float(), sin.float())
+        return found.run(q.contiguous(), k.contiguous(), v.contiguous(), kc, vc, past, *tables,
+                         interleaved=interleaved, **how)
+    kc = cache_append(t, kc, rope(t, k, cos, sin, past, kv_heads, interleaved), past)
+    vc = cache_append(t, vc, v, past)
+    turned = rope(t, q, cos, sin, past, heads, interleaved)
+    return attention(t, turned, kc, vc, past, *keep, mask=mask,
+                     extra=("past", "keep")[: 1 + len(keep)], **how), kc, vc
+
+
+# --- patterns ------------------------------------------------------------------------------------
+
+
+def fused(g: Graph, nodes: Sequence[Node]) -> list[Fused]:
+    """The nodes, those that one kernel is as one call where the last of them stands."""
+    joined: dict[Node, Fused] = {}
+    gone: set[Node] = set()
+    for n in nodes:
+        for pattern in (_chain, _modulated):
+            found = pattern(g, n)
+            if found is not None and not gone & {n, *found[1]}:
+                joined[n] = found[0]
+                gone |= found[1]
+    return [joined.get(n) or Fused(None, n.args, n.outs, n.attrs, n.op)
+            for n in nodes if n not in gone]
+
+
+Found = tuple[Fused, set[Node]]
+
+
+def _inner(g: Graph, *parts: Node | None) -> set[Node] | None:
+    """The parts, when nobody else reads what they make; else None."""
+    if any(p is None for p in parts):
+        return None
+    made = {p for p in parts if p is not None}
+    results = {v for _, v in g.results}
+    return made if not any(v in results for p in made for v in p.outs) else None
+
+
+def _chain(g: Graph, n: Node) -> Found | None:
+    """Guidance, filters and the draw: kernel logits_chain. See sampling.sample_graph."""
+    made = g.producer.get
+    if n.op != "draw" or (keep := made(n.args[0])) is None or keep.op != "filter_logits":
+        return None
+    total = made(keep.args[0])
+    parts = dict(_guidance(g, total)) if total is not None and total.op == "add" else {}
+    if len(parts) != 7 or keep.args[1] is not n.args[2]:
+        return None
+    own, null = parts["own"], parts["null"]
+    if own.args[0] is not null.args[0] or not _one(g, parts["extra"]):
+        return None
+    inside = _inner(g, keep, total, *(p for k, p in parts.items() if k != "extra"), parts["extra"])
+    if inside is None or any(set(g.users[v]) - inside - {n} for p in inside for v in p.outs):
+        return None
+    logits, row, null_row = own.args[0], own.args[1], null.args[1]
+    args = (logits, row, null_row, parts["extra"].args[0], *keep.args[1:], n.args[1])
+    return Fused(_logits_chain, args, n.outs, {}, "logits_chain"), inside
+
+
+def _guidance(g: Graph, total: Node) -> Iterator[tuple[str, Node]]:
+    """The nodes of cond + (scale - 1)(cond - null), by part."""
+    made = g.producer.get
+    for cond, more in (total.args, total.args[::-1]):
+        product, own = made(more), made(cond)
+        if product is None or own is None or product.op != "mul" or own.op != "gather":
+            continue
+        for factor, difference in (product.args, product.args[::-1]):
+            shaped, apart = made(factor), made(difference)
+            if shaped is None or apart is None or shaped.op != "reshape" or apart.op != "sub":
+                continue
+            extra, null = made(shaped.args[0]), made(apart.args[1])
+            if apart.args[0] is cond and extra is not None and null is not None and (
+                    extra.op, null.op) == ("sub", "gather"):
+                yield from {"own": own, "null": null, "extra": extra, "shaped": shaped,
+                            "apart": apart, "product": product, "total": total}.items()
+                return
+
+
+def _one(g: Graph, extra: Node) -> bool:
+    """Is 1 what is taken off the scale?"""
+    one = g.producer.get(extra.args[1])
+    return one is not None and one.op == "const" and one.attrs["value"] == 1.0
+
+
+def _logits_chain(t: Any, logits: Any, row: Any, null_row: Any, scale: Any, temperature: Any,
+                  top_k: Any, top_p: Any, most: Any, noise: Any) -> Any:
+    b, c = noise.shape[:2]
+    v = best("logits_chain", logits, b=b, c=c, v=logits.shape[-1])
+    if v is not None:
+        return v.run(logits=logits.contiguous(), row=row, null_row=null_row, scale=scale,
+                     temperature=temperature, top_k=top_k, top_p=top_p, most=most, noise=noise)
+    own, null = (logits.index_select(0, x) for x in (row, null_row))
+    law = TORCH["filter_logits"](t, own + (scale - 1)[:, None, None] * (own - null), temperature,
+                                 top_k, top_p, most)
+    return TORCH["draw"](t, law, noise, temperature)
+
+
+def _modulated(g: Graph, n: Node) -> Found | None:
+    """layer_norm(x) * scale + shift with one scale and shift a row: kernel add_norm."""
+    if n.op != "add":
+        return None
+    for scaled, shift in (n.args, n.args[::-1]):
+        product = g.producer.get(scaled)
+        if product is None or product.op != "mul":
+            continue
+        for normed, scale in (product.args, product.args[::-1]):
+            norm = g.producer.get(normed)
+            if norm is None or norm.op != "layer_norm" or len(norm.args) > 1:
+                continue
+            rows = [v.type.rank == 3 and v.type.shape[1] == 1 for v in (scale, shift)]
+            inside = _inner(g, norm, product)
+            if not all(rows) or inside is None or n.outs[0].type.shape != normed.type.shape:
+                continue
+            if any(len(g.users[p.outs[0]]) > 1 for p in inside):
+                continue
+            args = (norm.args[0], scale, shift)
+            return Fused(_adaln, args, n.outs, dict(norm.attrs), "add_norm"), inside
+    return None
+
+
+def _adaln(t: Any, x: Any, scale: Any, shift: Any, eps: float) -> Any:
+    r, s, d = x.shape
+    v = best("add_norm", x, n=r * s, d=d, rows=s)
+    if v is None or scale.shape[0] != r:
+        return TORCH["layer_norm"](t, x, eps=eps) * scale + shift
+    out, _ = v.run(x.reshape(-1, d).contiguous(), kind="layer", eps=eps, rows=s, one=0.0,
+                   scale=scale.reshape(r, d).contiguous(), shift=shift.reshape(r, d).contiguous())
+    return out.reshape(x.shape)
