@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import engines
 import numpy as np
 import pytest
+import tiny
 from test_ops import CASES
 
 import arcompile
-import engines
-import tiny
 from arcompile.compile import write
 from arcompile.errors import MACHINE, ArcError
 from arcompile.family import FAMILIES
