@@ -82,6 +82,7 @@ def build(
     key = _key(checkpoint, decoder, family, target, dtype, pipeline, options or {}, wanted)
     folder = Path(out) if out is not None else cache() / "engines" / key[:24]
     if (hit := _cached(folder, key)) is not None:
+        bundle.sweep(folder)
         progress("cached", 1.0)
         return hit
     try:

@@ -133,7 +133,7 @@ def replacing(out: Path) -> Iterator[Path]:
         raise ArcError(f"{out} exists and is not an engine", hint="choose another folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(out)
+        sweep(out)
         made = Path(tempfile.mkdtemp(prefix=f".{out.name}.{os.getpid()}.", dir=out.parent))
     except OSError as e:
         raise ArcError(f"cannot write next to {out}: {e.strerror}",
@@ -150,7 +150,7 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def _sweep(out: Path) -> None:
+def sweep(out: Path) -> None:
     """Remove what killed builds of this folder left."""
     for old in out.parent.glob(f".{out.name}.*.*"):
         pid = old.name[len(out.name) + 2 :].split(".")[0]

@@ -92,6 +92,25 @@ def hostile(name: str, count: int, out: Path, seed: int = 0) -> None:
             f.write(json.dumps(row) + "\n")
 
 
+def crash(name: str, count: int, out: Path, seed: int = 0) -> None:
+    """Faults while an engine is built or used: see fuzz.crash."""
+    import tempfile
+
+    from fuzz.crash import FAULTS, Yard, tries
+
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        yard = Yard(Path(folder) / "yard", Random(seed))
+        for fault in FAULTS if name == "all" else (name,):
+            start = time.monotonic()
+            wrong = tries(yard, fault, count)
+            row = {"fault": fault, "tried": count, "wrong": wrong,
+                   "seconds": round(time.monotonic() - start)}
+            print(json.dumps(row), flush=True)
+            with (out / "crash.jsonl").open("a") as f:
+                f.write(json.dumps(row) + "\n")
+
+
 def coverage(name: str, count: int) -> None:
     """The same led by coverage: needs atheris (`pip install -e '.[fuzz]'`)."""
     import sys
@@ -112,8 +131,9 @@ def coverage(name: str, count: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="fuzz")
-    parser.add_argument("what", choices=["graphs", "programs", "hostile", "coverage", "corpus"])
-    parser.add_argument("--target", default="all", help="of hostile and coverage")
+    parser.add_argument("what", choices=["graphs", "programs", "hostile", "coverage", "corpus",
+                                         "crash"])
+    parser.add_argument("--target", default="all", help="of hostile, coverage and crash")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/fuzz"))
@@ -125,6 +145,8 @@ def main() -> None:
         corpus(CORPUS)
     elif given.what == "coverage":
         coverage(given.target, given.count)
+    elif given.what == "crash":
+        crash(given.target, given.count, given.out, given.seed)
     elif given.what == "hostile":
         limit_memory()
         hostile(given.target, given.count, given.out, given.seed)
