@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcompile
+from arcompile.auto import Bench, chosen
 from arcompile.cache import cache
 from arcompile.checkpoint import FOLDER as WEIGHTS
 from arcompile.checkpoint import open_checkpoint
@@ -105,19 +106,24 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
           wanted: Wanted = WHATEVER) -> None:
     """Export, optimise and lower one model into an empty folder. Raises ArcError."""
     plain = exported(model, progress)
-    source = model.weights.plus({k: v for p in pipeline for k, v in p.brings().load.items()})
+    source = model.weights
+    facts: dict[str, Any] = {"family": family, "target": target, "dtype": dtype, "key": key}
+    known = {**facts, "info": dict(model.info), "defaults": dict(model.defaults),
+             "vocabulary": int(model.info.get("vocabulary", 0))}
+    pipeline, told = chosen(pipeline, Bench(plain, source, known, folder, wanted.judge,
+                                            wanted.pictures), progress)
+    source = source.plus({k: v for p in pipeline for k, v in p.brings().load.items()})
     made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
     TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress)
-    facts: dict[str, Any] = {"family": family, "target": target, "dtype": dtype, "key": key,
-                             "passes": [str(p) for p in made.passes]}
+    facts["passes"] = [str(p) for p in made.passes]
+    if told:
+        facts["auto"] = told
     if wanted.memory is not None:
         facts["memory"] = {"limit": wanted.memory, "batch": wanted.batch, "tried": [*made.tried]}
     if wanted.report and any(p.keeps in LOSSY for p in made.passes):
-        known = {**facts, "info": dict(model.info), "defaults": dict(model.defaults),
-                 "vocabulary": int(model.info.get("vocabulary", 0))}
         progress("quality", 0.0)
-        facts["quality"] = measure(plain, source, made.passes, known, folder, wanted)
+        facts["quality"] = measure(plain, source, made.passes, {**known, **facts}, folder, wanted)
     _describe(folder, made.program, model, facts)
 
 

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 from arcompile import debug
@@ -33,6 +33,7 @@ class Pass:
     name: ClassVar[str] = ""
     keeps: ClassVar[Keeps] = "values"
     rules: ClassVar[Sequence[Rule]] = ()
+    tries: ClassVar[Sequence[Mapping[str, Any]]] = ()  # options worth trying when `auto` chooses
 
     def __call__(self, p: Program) -> Program:
         return p.on_graphs(lambda g: rewrite(g, self.rules, self.name))
@@ -106,6 +107,8 @@ def _literal(name: str, key: str, raw: str, default: Any) -> Any:
         value = ast.literal_eval(raw)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         value = raw if isinstance(default, str) else None  # a bare word where text is wanted
+    if isinstance(default, str) and not isinstance(value, str):
+        value = raw  # such as 0.98 where a word may stand too
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(default):

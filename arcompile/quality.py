@@ -99,9 +99,9 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
     for name, other in others.items():
         found["passes"][name] = compare(first, _draw(other, cond, first.tokens))
     if judge is not None and pictures:
-        found["base"] = _judged(base, judge, pictures)
+        found["base"] = judged(base, judge, pictures)
         for name, other in others.items():
-            found["passes"][name] |= _judged(other, judge, pictures)
+            found["passes"][name] |= judged(other, judge, pictures)
     return found
 
 
@@ -116,14 +116,15 @@ def condition(e: Engine, first: int = 0, count: int = IMAGES) -> Any:
     raise ArcError(f"a request of {', '.join(wanted)} cannot be made up")
 
 
-def _settings(e: Engine) -> dict[str, Any]:
-    return {k: e.defaults[k] for k in ("guidance", "temperature", "top_k", "top_p")}
+def settings(e: Engine) -> dict[str, Any]:
+    """The engine's own, as generate takes them."""
+    found = {k: e.defaults[k] for k in ("guidance", "temperature", "top_k", "top_p")}
+    return {**found, "top_k": int(found["top_k"])}
 
 
 def _draw(e: Engine, cond: Any, forced: Array | None) -> Drawn:
     """With `forced` tokens also what the engine makes of those."""
-    s, seeds = _settings(e), list(range(IMAGES))
-    s["top_k"] = int(s["top_k"])
+    s, seeds = settings(e), list(range(IMAGES))
     out = e.generate(cond, seed=seeds, **s)
     drawn = Drawn(out.tokens, out.pixels)
     if forced is None or not forced.size or e.program.accept != "all":
@@ -171,12 +172,11 @@ def psnr(x: Array, y: Array) -> float:
     return min(99.0, 10 * float(np.log10(4 / off))) if off > 0 else 99.0
 
 
-def _judged(e: Engine, judge: Judge, pictures: int) -> dict[str, Any]:
+def judged(e: Engine, judge: Judge, pictures: int) -> dict[str, Any]:
     """Pictures of all classes in turn, with a seed each, at the engine's settings."""
     classes = np.arange(pictures) % e.manifest["info"]["classes"]
     seeds, made = np.arange(pictures), []
-    s = _settings(e)
-    s["top_k"] = int(s["top_k"])
+    s = settings(e)
     for at in range(0, pictures, AT_ONCE):
         part = slice(at, at + AT_ONCE)
         out = e.generate(classes[part].tolist(), seed=seeds[part].tolist(), **s)

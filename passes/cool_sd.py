@@ -22,6 +22,7 @@ class CoolSD(Pass):
     """
 
     keeps = "bound"
+    tries = tuple({"window": 16, "delta": x} for x in (1.2, 1.5, 2.0))
     window: int = 16
     delta: float = 1.1
     nu: float = 0.7

@@ -29,6 +29,7 @@ class Draft(Pass):
     """
 
     keeps = "distribution"
+    tries = tuple({"window": n} for n in (3, 4, 6))
     window: int = 4
     by: str = "int4"
     engine: str = ""

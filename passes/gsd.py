@@ -23,6 +23,7 @@ class GSD(Pass):
     """
 
     keeps = "quality"
+    tries = ({"window": 16}, {"window": 16, "group": 30, "near": 0.3, "distance": 2.0})
     window: int = 16
     group: int = 14
     near: float = 0.15

@@ -20,6 +20,7 @@ class Jacobi(Pass):
     """
 
     keeps = "distribution"
+    tries = tuple({"window": n} for n in (4, 8, 16))
     window: int = 16
     guess: str = "repeat"
 

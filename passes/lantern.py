@@ -24,6 +24,7 @@ class Lantern(Pass):
     """
 
     keeps = "quality"
+    tries = ({"window": 16}, {"window": 16, "most": 0.3}, {"window": 16, "times": 5.0})
     window: int = 16
     near: int = 10
     most: float = 0.1

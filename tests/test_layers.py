@@ -24,7 +24,7 @@ LAYERS = (
     ("nn", "export", "runtime"),
     ("partner",),
     ("passes", "kernels", "models", "targets"),
-    ("choose", "quality"),
+    ("choose", "quality", "auto"),
     ("compile",),
     ("calibrate",),
 )

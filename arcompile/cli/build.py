@@ -97,7 +97,7 @@ def summary(engine: Engine) -> dict[str, Any]:
         "weights_bytes": sum(n for name, n in files.items() if name.endswith(".safetensors")),
         "cache_bytes_per_row": sum(t.nbytes(row) for _, t in p.state),
         "plan": {**(need := engine.plan()).parts(), "total": need.total},
-        "memory": m.get("memory"), "quality": m.get("quality"),
+        "memory": m.get("memory"), "quality": m.get("quality"), "auto": m.get("auto"),
         "next": next_command(engine),
     }
 
@@ -124,6 +124,10 @@ def _print(told: dict[str, Any]) -> None:
         "memory": f"{size(told['plan']['total'])} to draw one guided image",
         "tried": "; ".join((told["memory"] or {}).get("tried", ())),
     }))
+    if told["auto"]:
+        from arcompile import auto
+
+        print(columns(auto.rows(told["auto"])))
     if told["quality"]:
         from arcompile.quality import rows
 
