@@ -68,12 +68,25 @@ def plan(p: Program, memory: Memory, batch: int = 1, guided: bool = True) -> Pla
     loop = [run for t in turns if t.name != "finish" for run in t.runs]
     ran = {run.graph.name: run.graph for run in (*loop, *finish)}
     sizes = p.sizes(batch, guided_rows(p, batch, guided))
-    state = sum(t.nbytes(sizes) for _, t in p.state) * (1 if memory.in_place else 2)
+    state = _states(p, sizes) * (1 if memory.in_place else 2)
     carried = {name for name, _ in p.state}
     return Plan(batch, guided, memory.resident,
                 sum(v.type.nbytes() for v in used(ran.values()).values()), state,
                 _peaks(loop, carried, memory), _peaks(finish, carried, memory),
                 sum(_given(run, carried) * run.times for run in finish))
+
+
+def _states(p: Program, sizes: Mapping[str, int]) -> int:
+    """The most bytes carried at once: each state from the first step that reads it to the last."""
+    reads = {g.name: {v.name for v in g.params} for g in p.graphs}
+    turns = [p.prompt, *(s.calls for s in p.steps), p.finish]
+    spans: dict[str, list[int]] = {}
+    for i, calls in enumerate(turns):
+        for name in {k for c in calls for k in reads[c.graph]}:
+            spans.setdefault(name, [i, i])[1] = i
+    size = {k: t.nbytes(sizes) for k, t in p.state if k in spans}
+    return max((sum(n for k, n in size.items() if spans[k][0] <= i <= spans[k][1])
+                for i in range(len(turns))), default=0)
 
 
 def _peaks(runs: Iterable[Run], carried: set[str], memory: Memory) -> int:

@@ -134,8 +134,7 @@ class Loop:
         """Raises ArcError; leaves nothing behind. Stops early when on_step says False."""
         clock, spent = time.perf_counter, []
         start = clock()
-        for name, t in self.p.state:
-            self.env[name] = self.runner.state(name, t, self.sizes)
+        self._hold({c.graph for c in self.p.prompt})
         self._draw("start", np.arange(self.p.positions))
         for call in self.p.prompt:
             self._call(call, None)
@@ -149,7 +148,8 @@ class Loop:
             before = clock()
         done = clock()
         if finish and self.p.finish:
-            self._forget()
+            self._hold(ends := {c.graph for c in self.p.finish})
+            self._forget(ends)
             if (self.tokens < 0).any() and self.drew:
                 self.env["tokens"] = filled(self.tokens)
             for call in self.p.finish:
@@ -161,19 +161,27 @@ class Loop:
         rounds = np.array(self.rounds, np.int64).reshape(-1, self.q.images)
         return Result(tokens, self.env, self.logits, timings, rounds)
 
-    def _forget(self) -> None:
-        """Caches that the finish does not read: it needs the memory for pixels."""
-        graphs = {c.graph for c in self.p.finish}
+    def _hold(self, graphs: set[str]) -> None:
+        """Begin with what these graphs carry, where it has not begun."""
+        read = {name for g in graphs for name in self.runner.inputs(g)}
+        for name, t in self.p.state:
+            if name in read and name not in self.env:
+                self.env[name] = self.runner.state(name, t, self.sizes)
+
+    def _forget(self, graphs: set[str]) -> None:
+        """Caches that these graphs, all that are still to run, do not read: others need the
+        memory."""
         read = {name for g in graphs for name in self.runner.inputs(g)}
         for name, _ in self.p.state:
             if name not in read:
-                del self.env[name]
+                self.env.pop(name, None)
         self.runner.keep(graphs)
 
     def _steps(self) -> Iterator[int]:
         """Run step by step, a window round by round; yields how many steps are done."""
-        window, done = Window(self), 0
+        window, done, later = Window(self), 0, later_graphs(self.p)
         for i, step in enumerate(self.p.steps):
+            self._hold({c.graph for c in step.calls})
             for name, value in step.set:
                 self.env[name] = np.asarray(value, np.float32 if _is_float(value) else np.int64)
             if step.window:
@@ -183,6 +191,8 @@ class Loop:
                 self._step(step, self.again[i])
             self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
             done += _span(step)
+            if later[i + 1] and later[i + 1] != later[i]:
+                self._forget(later[i + 1])
             if not step.window:
                 yield done
 
@@ -271,6 +281,15 @@ class Loop:
 
 def _span(s: Step) -> int:
     return len(s.commit) if s.window else 1
+
+
+def later_graphs(p: Program) -> list[set[str]]:
+    """The graphs that still run when so many steps are done; one entry more than steps."""
+    found = [{c.graph for c in p.finish}]
+    for s in reversed(p.steps):
+        more = {c.graph for c in s.calls} - found[-1]
+        found.append(found[-1] | more if more else found[-1])
+    return found[::-1]
 
 
 def _again(p: Program) -> list[int]:
