@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench fuzz sbom audit clean
 
 help: ## this text
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,20 @@ lint: $(VENV)/.ready ## ruff and mypy
 
 bench: $(VENV)/.ready ## the default benchmark
 	$(BIN)/arcompile bench demo
+
+fuzz: $(VENV)/.ready ## random graphs, programs and hostile files, for some minutes
+	PYTHONPATH=tests $(BIN)/python -m fuzz graphs --count 1000
+	PYTHONPATH=tests $(BIN)/python -m fuzz programs --count 200
+	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz hostile --count 2000
+
+sbom: $(VENV)/.ready ## the bill of materials, CycloneDX JSON, into out/
+	@mkdir -p out
+	$(BIN)/python .ci/sbom.py > out/sbom.json
+	@echo "The bill is out/sbom.json"
+
+audit: $(VENV)/.ready ## known vulnerabilities of the pinned versions; asks a public database
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 clean: ## remove what make made
 	rm -rf $(VENV) out build .pytest_cache .mypy_cache .ruff_cache

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from arcompile.cli import build, calibrate, draw, export, look, machine, profile
+from arcompile.cli import build, calibrate, draw, export, look, machine, profile, trust
 from arcompile.cli.terminal import print_json
 from arcompile.errors import MACHINE, THEIRS, ArcError
 
@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[Any, str]] = {
     "list": (machine.list_, "arcompile list passes"),
     "doctor": (machine.doctor, "arcompile doctor --json"),
     "export": (export.export, "arcompile export --cpp-example engine my-app"),
+    "sign": (trust.sign, "arcompile sign engine --key my.key"),
+    "verify": (trust.verify, "arcompile verify engine --key my.pub"),
     "bench": (machine.bench, "arcompile bench --quick"),
 }
 for _name, (_run, _example) in COMMANDS.items():

@@ -46,6 +46,8 @@ def generate(
     top_p: Annotated[float | None, typer.Option("--top-p", metavar="P",
         help="Draw among the likeliest that make up P. [default: the engine's]")] = None,
     threads: Annotated[int, typer.Option("--threads", help="0 is one per core.")] = 0,
+    signed_by: Annotated[Path | None, typer.Option("--signed-by", metavar="FILE.pub",
+        help="Refuse an engine that the owner of this public key did not sign.")] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE.png",
         help="The picture, or a contact sheet of several. [default: picture.png]")] = None,
     tokens: Annotated[Path | None, typer.Option("--tokens", metavar="FILE.npy",
@@ -60,7 +62,7 @@ def generate(
     if threads < 0:
         raise ArcError(f"threads must be 0 or more, got {threads}")
     start = time.perf_counter()
-    opened = arcompile.load(engine, threads=threads)
+    opened = arcompile.load(engine, threads=threads, signed_by=signed_by)
     ready = time.perf_counter() - start
     out = _destination(opened, out, tokens)
     cond = _condition(opened, label, class_name, prompt, features)

@@ -19,6 +19,7 @@ from typing import Any
 from arcompile.errors import ArcError
 
 FORMAT = 1
+RUN = (".arc", ".onnx")  # files that a target may take for a graph
 MANIFEST = "manifest.json"
 PIECE = 32 << 20  # bytes
 MAX_MANIFEST = 16 << 20  # bytes of JSON we agree to parse
@@ -76,9 +77,12 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
             raise ArcError(f"engine file {name} is not what was built: its sha256 differs",
                            hint="rebuild the engine, or copy it again")
     listed = {*manifest["files"], MANIFEST}
-    for needed in ("program.json",):
-        if needed not in listed:
-            raise ArcError(f"the manifest of {folder} does not list {needed}")
+    if "program.json" not in listed:
+        raise ArcError(f"the manifest of {folder} does not list program.json")
+    strange = sorted(p.name for p in folder.iterdir() if p.suffix in RUN and p.name not in listed)
+    if strange:
+        raise ArcError(f"{strange[0]} is in {folder}, but its manifest does not list it",
+                       hint="somebody put it there: take it out, or build the engine again")
 
 
 def _plain(name: str) -> bool:

@@ -14,7 +14,7 @@ from arcompile.errors import ArcError
 from arcompile.plan import Plan, available, read_plan, refuse
 from arcompile.program import Program
 from arcompile.program_text import from_data
-from arcompile.runtime import bundle, native, request
+from arcompile.runtime import bundle, native, request, signature
 from arcompile.runtime.image import to_uint8
 from arcompile.runtime.loop import Array, Loop, OnStep, Request, Result
 from arcompile.target import TARGETS
@@ -186,14 +186,17 @@ class Engine:
         return Loop(self.program, self.models.runner(), q, self.manifest["vocabulary"])
 
 
-def load(folder: str | Path, *, threads: int = 0, check: bool = True) -> Engine:
+def load(folder: str | Path, *, threads: int = 0, check: bool = True,
+         signed_by: str | Path | None = None) -> Engine:
     """Open an engine folder, after checking every byte of it. threads=0: one per core.
 
-    Raises ArcError when it is not an engine, was changed, or (unless check is False) cannot run
-    on this machine.
+    signed_by: a public key (PEM, Ed25519) that must have signed it. Raises ArcError when it is not
+    an engine, was changed, is not so signed, or (unless check is False) cannot run on this machine.
     """
     path = Path(folder)
     manifest = bundle.read_manifest(path)
+    if signed_by is not None:
+        signature.check(path, Path(signed_by), manifest)
     bundle.verify(path, manifest)
     program = from_data(bundle.read_json(path / "program.json", "program"))
     program.check()

@@ -111,6 +111,20 @@ def crash(name: str, count: int, out: Path, seed: int = 0) -> None:
                 f.write(json.dumps(row) + "\n")
 
 
+def soak(count: int, out: Path, seed: int = 0) -> None:
+    """The shipped demo, for long: see fuzz.soak."""
+    from fuzz import soak as s
+
+    import arcompile
+
+    out.mkdir(parents=True, exist_ok=True)
+    engine = arcompile.build("demo", out=out / "engine", report=False)
+    told = s.soak(engine, count, out / "soak.jsonl", Random(seed))
+    told |= {"threads_differ": s.threads(engine.folder), "cores_differ": s.cores(engine.folder)}
+    (out / "soak.json").write_text(json.dumps(told))
+    print(json.dumps(told))
+
+
 def coverage(name: str, count: int) -> None:
     """The same led by coverage: needs atheris (`pip install -e '.[fuzz]'`)."""
     import sys
@@ -132,7 +146,7 @@ def coverage(name: str, count: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="fuzz")
     parser.add_argument("what", choices=["graphs", "programs", "hostile", "coverage", "corpus",
-                                         "crash"])
+                                         "crash", "soak"])
     parser.add_argument("--target", default="all", help="of hostile, coverage and crash")
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -145,6 +159,8 @@ def main() -> None:
         corpus(CORPUS)
     elif given.what == "coverage":
         coverage(given.target, given.count)
+    elif given.what == "soak":
+        soak(given.count, given.out, given.seed)
     elif given.what == "crash":
         crash(given.target, given.count, given.out, given.seed)
     elif given.what == "hostile":
