@@ -87,6 +87,16 @@ def _conv2d(at: _At) -> int:
     return 2 * at.count(at.node.outs[0]) * prod(at.shape(at.node.args[1])[1:])
 
 
+def _conv_last(at: _At) -> int:
+    """Packed weights: [sets, panels, k, k, words, width, per]."""
+    _, _, kh, kw, words, _, per = at.shape(at.node.args[1])
+    return 2 * at.count(at.node.outs[0]) * kh * kw * words * per
+
+
+def _norm_conv_last(at: _At) -> int:
+    return 12 * at.count(at.node.args[0]) + _conv_last(at)
+
+
 def _resize(at: _At) -> int:
     taps = {"bicubic": 4, "bilinear": 2}.get(at.node.attrs["mode"], 1)
     return 4 * taps * at.count(at.node.outs[0])
@@ -136,7 +146,8 @@ FLOPS: dict[str, Callable[[_At], int]] = {
     "kv_attend": _kv_attend, "kv_update": lambda at: 0, "kv_drop": lambda at: 0,
     "kv_watch": lambda at: 2 * at.count(at.node.args[2]),
     "conv2d": _conv2d, "conv2d_int8": _conv2d, "resize": _resize, "attention": _attention,
-    "decode_attention": _decode_attention,
+    "decode_attention": _decode_attention, "conv_last": _conv_last,
+    "norm_conv_last": _norm_conv_last,
     **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
 }
 

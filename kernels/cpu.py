@@ -24,11 +24,17 @@ SOURCES = Path(__file__).parent / "csrc" / "cpu"
 NAME = "libarcompile_ops.so"
 PACKAGED = Path(__file__).parents[1] / "arcompile" / "_native" / NAME  # of a native install
 FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=fast", "-Wno-psabi")
-# One copy of the inner loops for each of these; dispatch.cpp picks one at run time.
+# One copy of the inner loops for each of these; one is picked at run time.
+AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma",
+          "-mprefer-vector-width=512")
+VNNI = (*AVX512, "-mavx512vnni")
 ISAS = {
-    "x86_64": {"avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma",
-                          "-mprefer-vector-width=512"),
-               "avx2": ("-mavx2", "-mfma"), "plain": ()},
+    "x86_64": {"avx512": AVX512, "avx2": ("-mavx2", "-mfma"), "plain": ()},
+}
+# The file of inner loops -> the instruction sets that only it knows.
+LOOPS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
+    "lanes.cpp": {},
+    "tiles.cpp": {"x86_64": {"bf16": (*VNNI, "-mavx512bf16"), "vnni": VNNI}},
 }
 LONGEST = 300  # seconds for one file
 
@@ -81,7 +87,7 @@ def isa(path: Path) -> str:
 
 def _built() -> Path:
     """Where this version's library lies, for this kind of machine."""
-    digest = hashlib.sha256(repr((FLAGS, ISAS, platform.machine(), platform.system())).encode())
+    digest = hashlib.sha256(repr((FLAGS, ISAS, LOOPS, platform.machine(), platform.system())).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return cache() / "kernels" / digest.hexdigest()[:24] / NAME
@@ -89,10 +95,12 @@ def _built() -> Path:
 
 def _jobs() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(source, object, flags), the slowest first."""
-    for name, flags in ISAS.get(platform.machine(), {"plain": ()}).items():
-        yield "lanes.cpp", f"lanes_{name}.o", (f"-DARC_ISA={name}", *flags)
+    machine = platform.machine()
+    for source, more in LOOPS.items():
+        for name, flags in {**ISAS.get(machine, {"plain": ()}), **more.get(machine, {})}.items():
+            yield source, f"{Path(source).stem}_{name}.o", (f"-DARC_ISA={name}", *flags)
     for path in sorted(SOURCES.glob("*.cpp")):
-        if path.name != "lanes.cpp":
+        if path.name not in LOOPS:
             yield path.name, f"{path.stem}.o", ()
 
 

@@ -13,6 +13,8 @@ from arcompile.program import Program
 from arcompile.program_text import FOLD
 from arcompile.weights import used
 
+PACKS = ("pack_conv", "narrow_conv")  # layouts for kernels: padded, and still never made at run time
+
 
 @register("fold")
 class Fold(Pass):
@@ -45,7 +47,7 @@ class Fold(Pass):
                 made_of = {w for a in n.args for w in leaves[a]}
                 leaves.update(dict.fromkeys(n.outs, tuple(made_of)))
                 size, whole = (sum(v.type.nbytes() for v in vs) for vs in (n.outs, made_of))
-                if made_of and size <= self.grow * whole:
+                if made_of and (size <= self.grow * whole or n.op in PACKS):
                     gone.update(n.outs)
                     continue
                 n = n if made_of else self._literal(n, numbers)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from arcompile import debug
 from arcompile.ir import Builder, Graph, Node
+from arcompile.passes.bf16_conv import narrowed
 from arcompile.passes.fold import Fold
 from arcompile.passes.ranges import CONV, of_model
 from arcompile.pipeline import Keeps, Pass, register
@@ -22,17 +23,21 @@ class Int8Conv(Pass):
     """Weights with a scale for each channel; what goes in and comes out is rounded to 8 bits.
 
     ranges: the file of `arcompile calibrate` that knows what goes in and comes out; without it
-    nothing changes. least: the fewest channels on either side of a convolution that is worth it.
+    nothing changes, unless dynamic: then the range of what goes in is measured image by image while
+    it runs, what comes out stays f32, and kernels of ours do it (channels-last). least: the fewest channels on either side of a convolution that is worth it.
     skip: names of weights that stay, with * and ?, apart by spaces.
     """
 
     keeps: ClassVar[Keeps] = "quality"
 
     ranges: str = ""
+    dynamic: bool = False
     least: int = 16
     skip: str = ""
 
     def __call__(self, p: Program) -> Program:
+        if self.dynamic:
+            return narrowed(p, "i8", self.skip, self.name)
         if not self.ranges:
             return p
         seen = of_model(self.ranges, p)

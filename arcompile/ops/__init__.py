@@ -3,6 +3,17 @@
 The meaning is the oracle for export, passes, targets, kernels and the C++ runtime.
 """
 
-from arcompile.ops import attention, kv, nn, quant, quant_conv, sampling, speculation, tensor
+from arcompile.ops import (
+    attention,
+    channels_last,
+    kv,
+    nn,
+    quant,
+    quant_conv,
+    sampling,
+    speculation,
+    tensor,
+)
 
-__all__ = ["attention", "kv", "nn", "quant", "quant_conv", "sampling", "speculation", "tensor"]
+__all__ = ["attention", "channels_last", "kv", "nn", "quant", "quant_conv", "sampling",
+           "speculation", "tensor"]
