@@ -18,7 +18,7 @@ namespace {
 
 constexpr float LEAST_SILU = -0.27846455f;  // of silu
 constexpr float LEVELS = 255;
-constexpr int64_t BUFFER = 192 << 10;  // bytes of packed rows that a cache keeps beside weights
+constexpr int64_t BUFFER = 512 << 10;  // bytes of packed rows that a cache keeps beside weights
 
 // What becomes of an image's numbers before they are multiplied.
 struct Before {
@@ -152,12 +152,11 @@ void band(const Shape& s, const Image& m, const int32_t* buffer, int64_t first, 
           const int64_t n = std::min(PIXELS, s.w - x);
           tiles().sum[s.form](buffer + r * s.row() + x * s.words, taps, s.k * s.k, s.words, s.words,
                               n, w, s.width, sums, false);
-          for (int64_t i = 0; i < n; ++i) {
-            const int64_t row = (first + r) * s.times() + py, col = (x + i) * s.times() + px;
-            const int64_t to = (row * s.w * s.times() + col) * s.co + at;
-            tiles().scale(sums + i * s.width, s.form == INT8_WORDS, scale, shift,
-                          m.residual ? m.residual + to : nullptr, m.y + to, wide);
-          }
+          const int64_t row = (first + r) * s.times() + py, col = x * s.times() + px;
+          const int64_t to = (row * s.w * s.times() + col) * s.co + at;
+          tiles().scale(sums, s.form == INT8_WORDS, scale, shift,
+                        m.residual ? m.residual + to : nullptr, m.y + to, wide, n, s.width,
+                        s.co * s.times());
         }
     }
   }

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#if defined(__AVX512VNNI__) || defined(__AVX512BF16__)
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -120,58 +120,98 @@ inline void put(Integer, int32_t* at, F32 v, float inverse, float zero) {
   std::memcpy(at, &bytes, sizeof bytes);
 }
 
+inline F32 silu(F32 v) {
+#if defined(__AVX512F__)  // e^-v by powers of two that saturate, 1 / (1 + e^-v) by one Newton step
+  const __m512 x = _mm512_min_ps(as<__m512>(-v), as<__m512>(all(87.0f)));
+  const F32 n = as<F32>(_mm512_roundscale_ps(as<__m512>(as<F32>(x) * 1.44269504088896341f), 0));
+  const F32 r = (as<F32>(x) - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
+  F32 p = all(1.0f / 720) * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const F32 d = 1.0f + as<F32>(_mm512_scalef_ps(as<__m512>(p), as<__m512>(n)));
+  const F32 y = as<F32>(_mm512_rcp14_ps(as<__m512>(d)));
+  return v * (y * (2.0f - d * y));
+#else
+  return v / (1.0f + exp(-v));
+#endif
+}
+
 template <class Kind, int PER>
-void pack(const float* x, const float* scale, const float* shift, bool silu, int64_t channels,
+void pack(const float* x, const float* scale, const float* shift, bool active, int64_t channels,
           int64_t pixels, float step, float zero, int32_t* words) {
   const float inverse = 1.0f / step;
   for (int64_t p = 0; p < pixels; ++p, x += channels, words += channels / PER)
     for (int64_t c = 0; c < channels; c += LANES) {
       F32 v = load(x + c);
       if (scale) v = v * load(scale + c) + load(shift + c);
-      if (silu) v = v / (1.0f + exp(-v));
+      if (active) v = silu(v);
       put(Kind{}, words + c / PER, v, inverse, zero);
     }
 }
 
-void moments(const float* x, const float* pivot, int64_t channels, int64_t pixels, double* sums,
+// Of VECTORS vectors of channels from c on.
+template <int VECTORS>
+void stretch(const float* x, const float* pivot, int64_t channels, int64_t pixels, double* sums,
              double* squares, float* least, float* most) {
-  constexpr int64_t STRETCH = 64;  // short stretches: f32 is enough for each, a cache holds it
-  for (int64_t from = 0; from < pixels; from += STRETCH) {
-    const int64_t to = from + STRETCH < pixels ? from + STRETCH : pixels;
-    for (int64_t c = 0; c < channels; c += LANES) {
-      const F32 middle = load(pivot + c);
-      F32 s = {}, q = {}, low = load(least + c), high = load(most + c);
-      for (int64_t p = from; p < to; ++p) {
-        const F32 v = load(x + p * channels + c), d = v - middle;
-        s += d;
-        q += d * d;
-        low = pick(v < low, v, low);
-        high = pick(v > high, v, high);
-      }
-      store(least + c, low);
-      store(most + c, high);
-      for (int i = 0; i < LANES; ++i) {
-        sums[c + i] += s[i];
-        squares[c + i] += q[i];
-      }
+  F32 middle[VECTORS], s[VECTORS] = {}, q[VECTORS] = {}, low[VECTORS], high[VECTORS];
+  for (int j = 0; j < VECTORS; ++j) {
+    middle[j] = load(pivot + j * LANES);
+    low[j] = load(least + j * LANES);
+    high[j] = load(most + j * LANES);
+  }
+  for (int64_t p = 0; p < pixels; ++p)
+    for (int j = 0; j < VECTORS; ++j) {
+      const F32 v = load(x + p * channels + j * LANES), d = v - middle[j];
+      s[j] += d;
+      q[j] += d * d;
+      low[j] = pick(v < low[j], v, low[j]);
+      high[j] = pick(v > high[j], v, high[j]);
+    }
+  for (int j = 0; j < VECTORS; ++j) {
+    store(least + j * LANES, low[j]);
+    store(most + j * LANES, high[j]);
+    for (int i = 0; i < LANES; ++i) {
+      sums[j * LANES + i] += s[j][i];
+      squares[j * LANES + i] += q[j][i];
     }
   }
 }
 
-void scale(const int32_t* sums, bool integers, const float* by, const float* shift,
-           const float* residual, float* y, int64_t count) {
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES) {
-    const I32 s = words_at(sums + i);
-    F32 v = (integers ? __builtin_convertvector(s, F32) : as<F32>(s)) * load(by + i);
-    v += load(shift + i);
-    store(y + i, residual ? v + load(residual + i) : v);
+void moments(const float* x, const float* pivot, int64_t channels, int64_t pixels, double* sums,
+             double* squares, float* least, float* most) {
+  constexpr int64_t STRETCH = 128;  // pixels at a time: f32 is enough for their sums
+  for (int64_t p = 0; p < pixels; p += STRETCH) {
+    const int64_t n = p + STRETCH < pixels ? STRETCH : pixels - p;
+    const float* at = x + p * channels;
+    int64_t c = 0;
+    for (; c + 4 * LANES <= channels; c += 4 * LANES)
+      stretch<4>(at + c, pivot + c, channels, n, sums + c, squares + c, least + c, most + c);
+    for (; c < channels; c += LANES)
+      stretch<1>(at + c, pivot + c, channels, n, sums + c, squares + c, least + c, most + c);
   }
-  for (; i < count; ++i) {
-    float s;
-    std::memcpy(&s, sums + i, sizeof s);
-    s = (integers ? static_cast<float>(sums[i]) : s) * by[i] + shift[i];
-    y[i] = residual ? s + residual[i] : s;
+}
+
+void scale(const int32_t* sums, bool integers, const float* by, const float* shift,
+           const float* residual, float* y, int64_t count, int64_t pixels, int64_t width,
+           int64_t stride) {
+  for (int64_t p = 0; p < pixels; ++p, sums += width, y += stride) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+      const I32 s = words_at(sums + i);
+      F32 v = (integers ? __builtin_convertvector(s, F32) : as<F32>(s)) * load(by + i);
+      v += load(shift + i);
+      store(y + i, residual ? v + load(residual + i) : v);
+    }
+    for (; i < count; ++i) {
+      float s;
+      std::memcpy(&s, sums + i, sizeof s);
+      s = (integers ? static_cast<float>(sums[i]) : s) * by[i] + shift[i];
+      y[i] = residual ? s + residual[i] : s;
+    }
+    if (residual) residual += stride;
   }
 }
 

@@ -28,9 +28,11 @@ struct Tiles {
   // Adds to sums and squares [channels] those of x - pivot, and widens least and most.
   void (*moments)(const float* x, const float* pivot, int64_t channels, int64_t pixels,
                   double* sums, double* squares, float* least, float* most);
-  // y[count] = sums * scale + shift (+ residual, may be null).
+  // y[pixels,:count] = sums[pixels,width] * scale + shift (+ residual, may be null); rows of y and
+  // residual lie `stride` apart.
   void (*scale)(const int32_t* sums, bool integers, const float* scale, const float* shift,
-                const float* residual, float* y, int64_t count);
+                const float* residual, float* y, int64_t count, int64_t pixels, int64_t width,
+                int64_t stride);
 };
 
 const Tiles& tiles();
