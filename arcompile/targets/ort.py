@@ -267,8 +267,8 @@ def _few(p: Program, graph: str) -> bool:
 class OrtCpu(Target):
     """ONNX Runtime on the CPU."""
 
-    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
-              "fuse-sampling, dead-code")
+    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, channels-last, residual-norm, "
+              "rotary-attention, fuse-sampling, dead-code")
     needs = ("onnxruntime", "onnx")
     memory = Memory(arenas=True, in_place=True)
     provider = "CPUExecutionProvider"
@@ -325,6 +325,7 @@ class OrtCpu(Target):
 class OrtCuda(OrtCpu):
     """ONNX Runtime on an NVIDIA GPU: the same lowering with the CUDA provider."""
 
+    passes = OrtCpu.passes.replace("channels-last, ", "")  # a layout for kernels it has not
     provider = "CUDAExecutionProvider"
     dtypes = ("f32", "f16", "bf16")
     kernels = False
