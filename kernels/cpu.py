@@ -87,7 +87,8 @@ def isa(path: Path) -> str:
 
 def _built() -> Path:
     """Where this version's library lies, for this kind of machine."""
-    digest = hashlib.sha256(repr((FLAGS, ISAS, LOOPS, platform.machine(), platform.system())).encode())
+    how = (FLAGS, ISAS, LOOPS, platform.machine(), platform.system())
+    digest = hashlib.sha256(repr(how).encode())
     for path in sorted(SOURCES.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     return cache() / "kernels" / digest.hexdigest()[:24] / NAME

@@ -13,7 +13,7 @@ from arcompile.program import Program
 from arcompile.program_text import FOLD
 from arcompile.weights import used
 
-PACKS = ("pack_conv", "narrow_conv")  # layouts for kernels: padded, and still never made at run time
+PACKS = ("pack_conv", "narrow_conv")  # layouts for kernels: padded, yet never made at run time
 
 
 @register("fold")

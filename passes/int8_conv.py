@@ -23,9 +23,9 @@ class Int8Conv(Pass):
     """Weights with a scale for each channel; what goes in and comes out is rounded to 8 bits.
 
     ranges: the file of `arcompile calibrate` that knows what goes in and comes out; without it
-    nothing changes, unless dynamic: then the range of what goes in is measured image by image while
-    it runs, what comes out stays f32, and kernels of ours do it (channels-last). least: the fewest channels on either side of a convolution that is worth it.
-    skip: names of weights that stay, with * and ?, apart by spaces.
+    nothing changes, unless dynamic: then what goes in is measured image by image while it runs, and
+    what comes out stays f32 (`channels-last`). least: the fewest channels on either side of a
+    convolution that is worth it. skip: names of weights that stay, with * and ?, apart by spaces.
     """
 
     keeps: ClassVar[Keeps] = "quality"

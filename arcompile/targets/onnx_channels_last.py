@@ -27,7 +27,8 @@ def conv_last(e: Emitter, n: Node, args: list[str]) -> str:
     given = [x, packed, scale, bias, *(residual or [e.float([0.0])]), *affine]
     if norm:
         given += [e.const([n.attrs["groups"]]), e.float([n.attrs["eps"]])]
-    body = partial(_conv, twice=twice, groups=n.attrs.get("groups", 0), epsilon=n.attrs.get("eps"))
+    body = partial(_conv, twice=twice, groups=n.attrs.get("groups", 0),
+                   epsilon=n.attrs.get("eps", 0.0))
     name = f"{'Norm' * norm}{'Twice' * twice}Conv{NAMES[w.dtype]}"
     return str(e.kernel(name, body, *given))
 
@@ -36,8 +37,8 @@ def _conv(e: Nodes, x: str, packed: str, scale: str, bias: str, residual: str, *
           twice: bool, groups: int, epsilon: float) -> str:
     first = e.op("Transpose", x, perm=FIRST)
     if affine:
-        first = _group_norm(e, first, *affine[:2], shape=(1,) * 4, groups=groups, epsilon=epsilon,
-                            silu=True)
+        first = _group_norm(e, first, *affine[:2], shape=(1,) * 4, dtype="f32", groups=groups,
+                            epsilon=epsilon, silu=True)
     w = _unpacked(e, packed, scale, first)
     y = _enlarged(e, first, w, bias) if twice else _same(e, first, w, bias)
     return str(e.op("Add", e.op("Transpose", y, perm=LAST), residual))

@@ -66,9 +66,8 @@ def test_neutral_where_all_is_skipped(each):
 ])
 def test_what_keeps_the_size(was, now, why, capsys, monkeypatch):
     monkeypatch.setenv("ARC_DEBUG", "4")
-    text = "\n".join(G.split("\n")[:2] + ["  @ab : f32[48]"] + [
-        "  %0 = conv2d(%x, @a, @ab) {pads=(1, 1, 1, 1)} : f32[b,48,5,7]".replace(was, now),
-        "  return y=%0", "}"])
+    conv = "  %0 = conv2d(%x, @a, @ab) {pads=(1, 1, 1, 1)} : f32[b,48,5,7]".replace(was, now)
+    text = "\n".join((*G.split("\n")[:2], "  @ab : f32[48]", conv, "  return y=%0", "}"))
     new = run(of(text), [ChannelsLast()])
     assert ("conv_last" in ops(new.graph("g"))) == (not why)
     assert why in capsys.readouterr().err
