@@ -38,11 +38,16 @@ def sampling(source: Source, options: Options, positions: int) -> dict[str, Any]
     schedule = options.get("cfg_schedule", "linear")
     if schedule not in SCHEDULES:
         raise ArcError(f"no cfg_schedule {schedule!r}", hint=f"known: {', '.join(SCHEDULES)}")
-    least = positive(options, "diffusion_least", steps, "the least denoising steps")
-    if not 2 <= least <= steps:
-        raise ArcError(f"diffusion_least={least} is not between 2 and diffusion_steps={steps}")
+    return {"iterations": iterations, "steps": steps, "schedule": schedule,
+            **falling(options, "diffusion", steps)}
+
+
+def falling(options: Options, what: str, steps: int) -> dict[str, Any]:
+    """How the steps of a diffusion head fall from `steps` while the image fills (DiSA)."""
+    least = positive(options, f"{what}_least", steps, f"the least {what} steps")
+    if not 2 <= least <= steps and least != steps:
+        raise ArcError(f"{what}_least={least} is not between 2 and {what}_steps={steps}")
     annealing = options.get("annealing", "linear")
     if annealing not in ANNEALING:
         raise ArcError(f"no annealing {annealing!r}", hint=f"known: {', '.join(ANNEALING)}")
-    return {"iterations": iterations, "steps": steps, "schedule": schedule, "least": least,
-            "annealing": annealing}
+    return {"least": least, "annealing": annealing}

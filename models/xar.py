@@ -23,10 +23,12 @@ from arcompile.export import Entry
 from arcompile.family import Family, Model, Options, Source, family, positive
 from arcompile.ir import Type
 from arcompile.models import kl
-from arcompile.models.diffusion import TRAINED, TimeEmbed, sinusoid
+from arcompile.models.diffusion import TRAINED, TimeEmbed, annealed, loops, sinusoid
 from arcompile.models.llama import RopeTable, grid_rope
+from arcompile.models.mar_schedule import falling
 from arcompile.models.parts import bind, count, shape, state, told
 from arcompile.models.random import weights
+from arcompile.models.xar_flow import COLUMNS, flow, times
 from arcompile.program import Call, Draw, Program, Step
 
 # name -> (width, layers of the encoder and of the decoder, heads)
@@ -47,6 +49,22 @@ class Config:
     channels: int
     positions: int
     steps: int  # of the flow of a cell
+    least: int = 0  # of the last cell, if fewer
+    annealing: str = "linear"
+
+    @property
+    def flows(self) -> list[int]:
+        """Flow steps of each cell."""
+        return annealed(self.steps, self.least or self.steps, self.annealing, CELLS**2)
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted(set(self.flows), reverse=True)
+
+    @property
+    def turns(self) -> int:
+        """Rows of the tables: every flow's, and the clean one."""
+        return sum(self.lengths) + 1
 
     @property
     def grid(self) -> int:
@@ -120,7 +138,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.c, d = c, c.dim
         self.class_emb = nn.Embedding(c.classes + 1, d)  # the last row is the null class
-        self.time_embed = TimeEmbed(c.steps + 1, d)
+        self.time_embed = TimeEmbed(c.turns, d)
         self.z_proj, self.z_proj_ln = nn.Linear(c.channels, d), arc.RMSNorm(d, 1e-6)
         self.encoder_pos_embed_learned = nn.Parameter(torch.empty(1, c.positions, d))
         self.encoder_blocks = nn.ModuleList(Block(c) for _ in range(c.encoder))
@@ -131,7 +149,7 @@ class Transformer(nn.Module):
         self.decoder_norm = arc.RMSNorm(d, 1e-6)
         self.pred = nn.Linear(d, c.channels)
         self.rope = RopeTable(c.positions, d // c.heads)
-        self.register_buffer("schedule", torch.empty(c.steps + 1, len(COLUMNS)))
+        self.register_buffer("schedule", torch.empty(c.turns, len(COLUMNS)))
 
     def prompt(self, cond: Tensor, image: Tensor, is_null: Tensor) -> dict[str, Tensor]:
         null = torch.full_like(image, self.c.classes)
@@ -193,6 +211,8 @@ class XAR(Family):
     options: ClassVar = {
         "num_heads": "attention heads; told by the rotary tables of a checkpoint, if it has them",
         "flow_steps": "flow steps for each cell; 40 for B, 50 for the larger ones",
+        "flow_least": "flow steps of the last cell, if fewer (DiSA)",
+        "annealing": "how they fall: linear (the default), cosine or two-stage",
     }
     decoder_containers = ("model", "")
 
@@ -258,7 +278,8 @@ def config(source: Source, options: Options) -> Config:
     hidden = shape(t, "encoder_blocks.0.mlp.fc1_g.weight", 2)[0]
     return Config(dim, count(t, "encoder_blocks."), count(t, "decoder_blocks."),
                   heads(source, options, dim), hidden, classes - 1,
-                  shape(t, "z_proj.weight", 2)[1], positions, steps)
+                  shape(t, "z_proj.weight", 2)[1], positions, steps,
+                  **falling(options, "flow", steps))
 
 
 def heads(source: Source, options: Options, dim: int) -> int:
@@ -279,37 +300,21 @@ def cells(c: Config) -> np.ndarray:
     return at.transpose(0, 2, 1, 3).reshape(CELLS**2, c.cell)
 
 
-# What a turn of the flow needs to know of its time.
-COLUMNS = ("keep", "dt", "kick")
-
-
-def times(n: int) -> np.ndarray:
-    """The n times at which velocities are taken, from 1 down to 0.04."""
-    return np.linspace(1, 0.04, n)
-
-
-def flow(n: int) -> np.ndarray:
-    """f32 [n+1, 3]: x += dt (keep v + x) + kick noise. The last turn leaves x as it is.
-
-    For x_t = (1-t) x0 + t e with velocity v the score is -((1-t) v + x) / t; the drift
-    v - t score = (2-t) v + x, and the noise is sqrt(2 t |dt|). The last step has none.
-    """
-    t = times(n)
-    dt = np.append(t[1:], 0.0) - t
-    kick = np.sqrt(2 * t * -dt) * (np.arange(n) < n - 1)
-    return np.append(np.stack((2 - t, dt, kick), 1), np.zeros((1, 3)), 0).astype(np.float32)
-
-
 def tables(c: Config) -> dict[str, Any]:
-    """What the loop knows of its turns and of the cells. The network is told whole thousandths."""
+    """What the loop knows of its turns and of the cells. The network is told whole thousandths.
+
+    The last row is of the turn over a clean cell, which leaves it as it is.
+    """
 
     def rope() -> dict[str, np.ndarray]:
         order = cells(c).ravel()
         found = grid_rope(c.grid, c.grid, c.dim // c.heads)
         return {k: np.ascontiguousarray(v[order]) for k, v in found.items()}
 
-    told_times = [*(times(c.steps).astype(np.float32) * np.float32(TRAINED)).astype(int), 0]
-    return {"@xar.schedule": lambda: flow(c.steps),
+    told_times = np.concatenate([times(n) for n in c.lengths]).astype(np.float32)
+    told_times = [*(told_times * np.float32(TRAINED)).astype(int), 0]
+    clean = np.zeros((1, len(COLUMNS)), np.float32)
+    return {"@xar.schedule": lambda: np.concatenate([*map(flow, c.lengths), clean]),
             "@xar.time_embed.rows": lambda: sinusoid(told_times),
             "@xar.rope.cos": lambda: rope()["cos"],
             "@xar.rope.sin": lambda: rope()["sin"]}
@@ -321,12 +326,23 @@ def tables(c: Config) -> dict[str, Any]:
 def steps(c: Config) -> list[Step]:
     """One a cell. The pass over the clean cell is one more turn, which the last cell spares."""
     found, last = [], CELLS**2 - 1
-    for i, cell in enumerate(cells(c)):
+    for i, (cell, n) in enumerate(zip(cells(c), c.flows, strict=True)):
         share, at = i / last, tuple(int(p) for p in cell)
-        calls = (Call("begin"), Call("flow", loop="flow"), Call("place"))
+        calls = (Call("begin"), Call("flow", loop=_table(c, n)), Call("place"))
         found.append(Step(at, at, calls, (1 - share, share), c.cell, (("cells", at),)))
     ends = (Call("begin"), Call("flow", loop="last"), Call("place"))
     return [*found[:-1], replace(found[-1], calls=ends)]
+
+
+def _table(c: Config, n: int) -> str:
+    return "flow" if c.lengths == [n] else f"flow{n}"
+
+
+def turns(c: Config) -> dict[str, dict[str, tuple[int, ...]]]:
+    """The rows of each flow, and of the last cell's, whose clean pass nobody would read."""
+    rows, clean = loops(c.lengths), (c.turns - 1,)
+    found = {_table(c, n): {"turn": rows[n] + clean} for n in c.lengths}
+    return {**found, "last": {"turn": rows[c.flows[-1]]}}
 
 
 def caches(c: Config) -> dict[str, Type]:
@@ -336,7 +352,6 @@ def caches(c: Config) -> dict[str, Type]:
 
 def program(c: Config, decodes: bool) -> Program:
     latents = Type("f32", ("b", c.positions, c.channels))
-    turns = tuple(range(c.steps + 1))
     return Program(
         "xar", c.positions, tuple(steps(c)), prompt=(Call("prompt"),),
         finish=(Call("decode", each=True),) if decodes else (),
@@ -344,7 +359,7 @@ def program(c: Config, decodes: bool) -> Program:
         state=(("latents", latents), *caches(c).items()),
         draws=(Draw("initial_noise", "normal", c.channels),
                Draw("noise", "normal", c.channels, "loop")),
-        tables={"flow": {"turn": turns}, "last": {"turn": turns[:-1]}}, mask="full",
+        tables=turns(c), mask="full",
     )
 
 
@@ -370,4 +385,6 @@ def info(c: Config, vae: kl.KL | None) -> dict[str, Any]:
     found = {"size": size, "dim": c.dim, "layers": [c.encoder, c.decoder], "heads": c.heads,
              "grid": c.grid, "classes": c.classes, "channels": c.channels, "cells": CELLS**2,
              "flow_steps": c.steps}
+    if c.least not in (0, c.steps):
+        found |= {"flow_least": c.least, "annealing": c.annealing}
     return found | ({"pixels": c.grid * vae.factor} if vae is not None else {})

@@ -72,3 +72,46 @@ def test_an_engine(tmp_path):
     ({"annealing": "steep"}, "no annealing 'steep'")])
 def test_refuses(options, why):
     plain.refuses(why, lambda: MAR.model(MAR.random("tiny"), options))
+
+
+# --- xAR: the flow of each cell ------------------------------------------------------------------
+
+XAR = FAMILIES["xar"]
+
+
+def cells(**options):
+    m = XAR.model(XAR.random("tiny"), options)
+    return m, m.program
+
+
+def test_each_cell_loops_over_its_own_flow():
+    from arcompile.models.xar import flow, times
+
+    m, p = cells(flow_steps=5, flow_least=2)
+    assert [c.loop for s in p.steps for c in s.calls if c.loop] == ["flow5", "flow4", "flow3",
+                                                                    "last"]
+    table = m.weights["@xar.schedule"]
+    assert len(table) == 5 + 4 + 3 + 2 + 1
+    for n in (5, 4, 3):
+        *rows, clean = p.tables[f"flow{n}"]["turn"]
+        np.testing.assert_array_equal(table[rows], flow(n))
+        assert clean == len(table) - 1
+        assert not table[clean].any()
+        assert times(n)[[0, -1]].tolist() == [1, 0.04]  # each spans all of the time
+    np.testing.assert_array_equal(table[list(p.tables["last"]["turn"])], flow(2))
+
+
+@pytest.mark.parametrize("kind", ANNEALING)
+def test_flows_of_one_length_are_as_they_were(kind):
+    (m, p), (n, q) = cells(), cells(flow_least=3, annealing=kind)
+    assert p == q
+    for k in ("@xar.schedule", "@xar.time_embed.rows"):
+        np.testing.assert_array_equal(m.weights[k], n.weights[k])
+
+
+@pytest.mark.parametrize(("options", "why"), [
+    ({"flow_least": 4}, "flow_least=4 is not between 2 and flow_steps=3"),
+    ({"annealing": "sudden"}, "no annealing 'sudden'")])
+def test_xar_refuses(options, why):
+    with pytest.raises(plain.ArcError, match=why):
+        cells(**options)
