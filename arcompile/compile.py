@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import arcompile
 from arcompile.auto import Bench, chosen
+from arcompile.auto import rows as auto_rows
 from arcompile.cache import cache
 from arcompile.checkpoint import FOLDER as WEIGHTS
 from arcompile.checkpoint import open_checkpoint
 from arcompile.choose import fit
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
-from arcompile.pipeline import Pass, parse_pipeline
+from arcompile.pipeline import Pass, contract, parse_pipeline
 from arcompile.plan import plan
 from arcompile.program import Program
 from arcompile.program_text import to_data
 from arcompile.quality import LOSSY, WHATEVER, Judge, Wanted, measure
+from arcompile.quality import rows as quality_rows
 from arcompile.runtime import bundle
 from arcompile.runtime.engine import Engine, load
 from arcompile.sampling import GRAPHS
@@ -116,7 +118,7 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
     TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress)
-    facts["passes"] = [str(p) for p in made.passes]
+    facts |= {"passes": [str(p) for p in made.passes], "contract": contract(made.passes)}
     if told:
         facts["auto"] = told
     if wanted.memory is not None:
@@ -313,6 +315,19 @@ def _tools() -> dict[str, str]:
     return found
 
 
+def _contract(facts: Mapping[str, Any]) -> str:
+    """For people, with the figures that back it."""
+    said = facts["contract"]
+    lines = [said["means"] + (f" (by {', '.join(said['by'])})" if said["by"] else "")]
+    for key, what, table in (("auto", "Tried when it was built", auto_rows),
+                             ("quality", "Measured", quality_rows)):
+        if key in facts and (rows := table(facts[key])):
+            lines += ["", f"{what}:", "", "| " + " | ".join(rows[0]) + " |",
+                      "|" + "---|" * len(rows[0]),
+                      *("| " + " | ".join(r) + " |" for r in rows[1:])]
+    return "\n".join(lines)
+
+
 def _readme(facts: Mapping[str, Any], model: Model, draws: bool) -> str:
     words = "'a red apple'" if model.prompt or "text" in model.info else "{...}"
     given = "0" if "classes" in model.info else words
@@ -335,6 +350,7 @@ or from Python, with numpy, onnxruntime and Pillow installed (no torch):
 
 Model: {json.dumps(dict(model.info))}
 Passes: {passes}
+Contract: {_contract(facts)}
 `manifest.json` lists every file with its size and sha256; `program.json` is the decode loop.
 """
 

@@ -20,6 +20,12 @@ from arcompile.text import split
 from arcompile.weights import Weights
 
 Keeps = Literal["values", "distribution", "bound", "quality"]
+CONTRACTS: dict[Keeps, str] = {  # from the strongest promise to the weakest
+    "values": "exact: the tokens of the model as it is",
+    "distribution": "exact in law: images are distributed as the model's own",
+    "bound": "bounded: each token's law moves by no more than its pass says",
+    "quality": "measured: the law of images changes, and the report says what it costs",
+}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -73,6 +79,14 @@ def register(name: str) -> Callable[[type[Pass]], type[Pass]]:
         return PASSES.add(name, made)
 
     return declare
+
+
+def contract(passes: Sequence[Pass]) -> dict[str, Any]:
+    """What all passes together keep: as much as the weakest of them, and which those are."""
+    order = list(CONTRACTS)
+    weakest: Keeps = max((p.keeps for p in passes), key=order.index, default="values")
+    by = [] if weakest == "values" else [str(p) for p in passes if p.keeps == weakest]
+    return {"keeps": weakest, "means": CONTRACTS[weakest], "by": by}
 
 
 _ITEM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)

@@ -32,6 +32,8 @@ class Shown:
     built: Sequence[str] = ()
     weights: Weights | None = None
     quality: Any = None  # the engine's report
+    contract: Any = None  # what its passes keep together
+    auto: Any = None  # what its methods were chosen from
 
 
 def open_shown(path: str, read: Callable[[], tuple[Program, Weights]]) -> Shown:
@@ -75,7 +77,8 @@ def _engine(folder: Path) -> Shown:
     bundle.verify(folder, {"files": {"program.arc": said, "program.json": manifest["files"].get(
         "program.json")}})
     return Shown("engine", _text(folder / "program.arc"), manifest["passes"],
-                 quality=manifest.get("quality"))
+                 quality=manifest.get("quality"), contract=manifest.get("contract"),
+                 auto=manifest.get("auto"))
 
 
 # --- passes --------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from arcompile.passes.auto import Auto
 from arcompile.passes.dead_code import DeadCode
 from arcompile.passes.gsd import GSD
 from arcompile.passes.scd import SCD
-from arcompile.pipeline import parse_pipeline, run
+from arcompile.pipeline import contract, parse_pipeline, run
 from arcompile.program_text import to_data
 from arcompile.quality import LOSSY
 
@@ -97,3 +97,24 @@ def test_undecided_it_changes_nothing():
     p = llama(1)
     assert to_data(run(p, [Auto()])) == to_data(p)
     assert np.array_equal(Auto(quality="0.5").share(), 0.5)
+
+
+def test_a_pipeline_keeps_what_its_weakest_pass_keeps():
+    def keeps(text):
+        return contract(parse_pipeline(text))
+
+    assert keeps("fold, cse") == {"keeps": "values", "by": [],
+                                  "means": "exact: the tokens of the model as it is"}
+    assert keeps("fold, scd, jacobi")["by"] == ["scd", "jacobi"]
+    assert keeps("scd, cool-sd, fold")["keeps"] == "bound"
+    assert keeps("cool-sd, int8")["by"] == ["int8"]
+
+
+def test_the_engines_readme_tells_it():
+    from arcompile.compile import _contract
+
+    tried = [Tried((), "values", 1.0, 64.0), Tried((SCD(),), "distribution", 0.5, 21.0, 2.0)]
+    text = _contract({"contract": contract([SCD()]), "auto": {
+        "chosen": "scd", "tried": [t.data() for t in tried]}})
+    assert text.startswith("exact in law: images are distributed as the model's own (by scd)\n")
+    assert "| scd | * | distribution | 21.0 | 0.5 | 2.00x |" in text

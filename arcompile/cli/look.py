@@ -130,13 +130,19 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
     if as_json:
         return print_json({
             "kind": opened.kind, "program": to_data(p), "built": list(opened.built),
-            "quality": opened.quality,
+            "quality": opened.quality, "contract": opened.contract, "auto": opened.auto,
             "graphs": [dict(zip(graphs[0], g, strict=True)) for g in graphs[1:]],
             "passes": [dict(zip(steps[0], s, strict=True)) for s in steps[1:]]})
     print(see.outline(p))
     print(columns(graphs))
     if opened.built:
         print(f"  built with {', '.join(opened.built)}")
+    if opened.contract:
+        print(f"  {opened.contract['means']}")
+    if opened.auto:
+        from arcompile import auto
+
+        print(columns(auto.rows(opened.auto)))
     if opened.quality:
         from arcompile.quality import rows
 

@@ -20,6 +20,7 @@ def test_show_an_engine(built: Ran, run: Any) -> None:
     assert "  state k0, v0, k1, v1: 4 x f32[r,4,65,32]\n" in text
     assert "  steps 63 x 1 : step feed ; append=1\n" in text
     assert "  built with fold, simplify, cse, qkv" in text
+    assert "  exact: the tokens of the model as it is\n" in text
     told = run("show", built.folder, "--json").json
     assert (told["kind"], told["program"]["positions"], told["passes"]) == ("engine", 64, [])
     assert {g["graph"] for g in told["graphs"]} >= {"prompt", "step", "feed", "decode", "encode"}
