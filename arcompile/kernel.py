@@ -95,13 +95,12 @@ class Kernel:
     def __doc__(self) -> str:  # type: ignore[override]
         return self.about
 
-    def best(self, c: Case, versions: Sequence[str] = ()) -> Version:
-        """The last version of the ladder that takes the case. Raises ArcError with the reasons."""
+    def best(self, c: Case, absent: Callable[[Version], str] = lambda v: "") -> Version:
+        """The last version of the ladder that takes the case, of those that are not absent (""
+        or the reason why this machine cannot run it). Raises ArcError with the reasons."""
         reasons = []
         for v in reversed(self.versions.values()):
-            if versions and v.name not in versions:
-                continue
-            reason = v.refusal(c)
+            reason = v.refusal(c) or absent(v)
             if not reason:
                 return v
             reasons.append(f"{v.name}: {reason}")

@@ -9,6 +9,7 @@ https://arxiv.org/abs/1910.07467 https://arxiv.org/abs/2212.09748
 
 v1  one program a row, which stays in registers: each byte moves once
 v2  short rows several to a program, so that no lane idles
+v3  CUDA: a block a row, kept in shared memory, for rows that registers do not hold
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from arcompile.ir import OPS
 from arcompile.kernel import Case, case, declare, kernel
+from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 MOST = 16384  # of a row; more does not stay in registers
@@ -141,6 +143,23 @@ def v1(x: Any, **more: Any) -> tuple[Any, Any]:
 def v2(x: Any, **more: Any) -> tuple[Any, Any]:
     """short rows several to a program, so that no lane idles"""
     return _run(max(1, 1024 // pow2(x.shape[1], 16)), x, **more)
+
+
+def _shared(c: Case) -> str:
+    return "" if c.d <= 50_000 else f"rows of {c.d} do not fit shared memory, 50000 do"
+
+
+@kernel("add_norm", needs=("nvcc",), takes=_shared)
+def v3(x: Any, kind: str, eps: float, rows: int = 1, one: float = 1.0,
+       **more: Any) -> tuple[Any, Any]:
+    """CUDA: a block a row, kept in shared memory, for rows that registers do not hold"""
+    n, d = x.shape
+    out = empty(n, d, like=x)
+    total = empty(n, d, like=x) if "y" in more else x
+    ops = (more.get(k) for k in ("y", "gate", "weight", "bias", "scale", "shift"))
+    cuda.call("add_norm", x, *ops, out, total, n, d, rows, float(eps), float(one),
+              int(kind == "layer"), min(1024, max(32, pow2(d // 4))), like=x)
+    return out, total
 
 
 if __name__ == "__main__":

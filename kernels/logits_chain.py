@@ -5,7 +5,7 @@ are its own (products and sums are not fused, quotients are exact). No sort: the
 edge of top-p are found by bisection over the order of float bits.
 
 v1  one program an image and position; its logits stay in registers
-v2  CUDA: a histogram of the leading bits narrows the bisection to one bin
+v2  CUDA: digits of the k-th value and of top-p's edge by histograms in shared memory
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from arcompile.ir import evaluate
 from arcompile.kernel import Case, case, declare, kernel
+from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 from arcompile.kernels.pick import BLOCK, MOST, first_of_largest, pick_token
 from arcompile.sampling import sample_graph
@@ -172,6 +173,22 @@ def v1(logits: Any, row: Any, noise: Any, **more: Any) -> Any:
     blocks = pow2(cdiv(v, BLOCK))
     launch(_chain, (b * c,), logits, row, *(more[n] for n in names), noise, token, c, v,
            fusion=False, warps=max(1, min(32, blocks // 4)), NB=blocks)
+    return token
+
+
+def _shared(c: Case) -> str:
+    return "" if c.v <= 50_000 else f"{c.v} tokens do not fit shared memory, 50000 do"
+
+
+@kernel("logits_chain", needs=("nvcc",), takes=_shared)
+def v2(logits: Any, row: Any, noise: Any, **more: Any) -> Any:
+    """CUDA: digits of the k-th value and of top-p's edge by histograms in shared memory"""
+    b, c = noise.shape[:2]
+    token = empty(b, c, like=row)
+    names = ("null_row", "scale", "temperature", "top_k", "top_p", "most")
+    v = logits.shape[-1]
+    cuda.call("logits_chain", logits, row, *(more[n] for n in names), noise, token, b * c, c, v,
+              min(1024, max(32, pow2(v // 8))), like=logits)
     return token
 
 

@@ -10,6 +10,7 @@ from arcompile import debug
 from arcompile.errors import ArcError
 from arcompile.ir import Graph, Node, Value
 from arcompile.kernel import KERNELS, Version, case
+from arcompile.kernels.check import absent
 from arcompile.targets.torch_attention import cache_append, rope
 from arcompile.targets.torch_ops import TORCH
 
@@ -39,7 +40,7 @@ def takes_over(*names: str) -> Callable[[Any], Any]:
 def best(name: str, x: Any, **sizes: Any) -> Version | None:
     """The version to run, or None (and a line in the debug log) when there is none for it."""
     try:
-        return KERNELS[name].best(case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes))
+        return KERNELS[name].best(case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes), absent)
     except ArcError as e:
         debug.log(4, f"miss {name}: {e.hint}")
         return None

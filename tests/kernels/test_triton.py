@@ -86,8 +86,13 @@ def test_refusals():
     assert "it takes f32, f16, bf16, not f64" in (e.value.hint or "")
     with pytest.raises(ArcError, match="takes no"):
         k.best(case(n=1, d=1 << 20))
-    assert k.best(case(n=1, d=64)).name == "v2"
-    assert k.best(case(n=1, d=4096)).name == "v1"
+
+    def cuda(v):
+        return "no nvcc" if "nvcc" in v.needs else ""
+
+    assert k.best(case(n=1, d=64)).name == "v3"
+    assert k.best(case(n=1, d=64), cuda).name == "v2"
+    assert k.best(case(n=1, d=4096), cuda).name == "v1"
 
 
 def test_registered_once():

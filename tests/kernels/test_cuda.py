@@ -1,0 +1,111 @@
+"""CUDA C++ kernels: built by nvcc for sm_80 and sm_90, and emulated thread by thread without it.
+
+That they compute what they should is tests/kernels/test_triton.py's business, for every version.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+
+import numpy as np
+import pytest
+
+from arcompile.errors import MACHINE, ArcError
+from arcompile.kernel import KERNELS, case
+from arcompile.kernels import cuda
+
+NAMES = sorted(p.stem for p in cuda.SOURCES.glob("*.cu"))
+needs_nvcc = pytest.mark.skipif(not cuda.nvcc(), reason="nvcc is not installed")
+needs_emulation = pytest.mark.skipif(
+    bool(cuda.missing()) or not cuda.emulated(), reason="nothing is emulated here")
+
+# A kernel per mistake: half of the block never reaches the barrier; shared memory is read before
+# it is written; neighbours read each other's lanes.
+PROBE = r"""
+#include "arc.cuh"
+__global__ void half_waits(int* out) {
+  if (threadIdx.x < 32) __syncthreads();
+  out[threadIdx.x] = 1;
+}
+__global__ void unwritten(int* out) {
+  ARC_SHARED(memory);
+  out[threadIdx.x] = memory[threadIdx.x];
+}
+__global__ void neighbours(int* out) {
+  out[threadIdx.x] = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 1);
+}
+__global__ void sums(float* out) {
+  __shared__float(room);
+  out[threadIdx.x] = arc_block_sum(static_cast<float>(threadIdx.x), room);
+}
+ARC_EXPORT int probe(int which, int* out) {
+  if (which == 0) return arc_launch(half_waits, dim3(1), 64, 0, nullptr, out);
+  if (which == 1) return arc_launch(unwritten, dim3(1), 64, 64, nullptr, out);
+  return arc_launch(neighbours, dim3(1), 64, 0, nullptr, out);
+}
+ARC_EXPORT int probe_sum(float* out) { return arc_launch(sums, dim3(2), 96, 128, nullptr, out); }
+""".replace("__shared__float(room)", "ARC_SHARED(memory);\n  float* room = "
+            "reinterpret_cast<float*>(memory)")
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "probe.cu").write_text(PROBE)
+    made = folder / "probe.so"
+    subprocess.run([cuda.compiler(), *cuda.HOST, "-shared", f"-I{cuda.SOURCES}",
+                    str(folder / "probe.cu"), "-o", str(made)], check=True)
+    return ctypes.CDLL(str(made))
+
+
+@needs_emulation
+def test_the_emulation_sees_mistakes(probe):
+    out = np.zeros(64, np.int32)
+    at = out.ctypes.data_as(ctypes.c_void_p)
+    assert probe.probe(0, at) == 719  # what a GPU would hang on
+    assert probe.probe(1, at) == 0
+    assert (out == 0xA5).all()
+    assert probe.probe(2, at) == 0
+    assert (out == np.arange(64) ^ 1).all()
+
+
+@needs_emulation
+def test_sums_of_a_block(probe):
+    out = np.zeros(96, np.float32)
+    assert probe.probe_sum(out.ctypes.data_as(ctypes.c_void_p)) == 0
+    assert (out == 96 * 95 / 2).all()
+
+
+@needs_nvcc
+@pytest.mark.parametrize("arch", [80, 90])
+@pytest.mark.parametrize("name", NAMES)
+def test_builds(name, arch):
+    """For three dtypes; nothing spills, and two blocks of 1024 threads fit a processor."""
+    found = cuda.resources(name, arch)
+    assert len(found) == 3
+    assert all(r["spilled"] == 0 and 0 < r["registers"] <= 32 for r in found.values()), found
+
+
+def test_a_kernel_each():
+    """Every source belongs to a registered kernel, with a version that needs nvcc."""
+    for name in NAMES:
+        assert any("nvcc" in v.needs for v in KERNELS[name].versions.values()), name
+
+
+def test_wrong_sources_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(cuda, "SOURCES", tmp_path)
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    if cuda.missing():
+        pytest.skip(cuda.missing())
+    (tmp_path / "broken.cu").write_text("int main( {")
+    with pytest.raises(ArcError, match="cannot build a CUDA kernel") as e:
+        cuda.built("broken")
+    assert e.value.code == MACHINE
+
+
+def test_what_does_not_fit():
+    v = KERNELS["add_norm"].versions["v3"]
+    assert "do not fit shared memory" in v.refusal(case(n=1, d=60_000))
+    assert "do not fit shared memory" in KERNELS["logits_chain"].versions["v2"].refusal(
+        case(b=1, c=1, v=60_000))
