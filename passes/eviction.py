@@ -278,7 +278,6 @@ class _Step:
         how = {"heads": count * (layer.heads // layer.kv_heads), "kv_heads": count,
                "scale": a["scale"]}
         mask = "causal" if a["mask"] == "causal" else "full"
-        out: Value = b.kv_attend(q, key, value, kc, vc, held, mask=mask, **how)
         more = {"image": self.image} if self.image else {}
         if self.add:
             names.append(f"seen.{names[0]}")
@@ -287,6 +286,7 @@ class _Step:
         new = b.emit("kv_update", q, key, value, kc, vc, held, keep, *more.values(), **how,
                      **group.how, **told)
         self.results.update(zip(names, new, strict=True))
+        out: Value = b.kv_attend(q, key, value, kc, vc, held, mask=mask, **how)
         return out
 
 

@@ -1,9 +1,20 @@
-"""A small program of scales as text: attention over caches, with heads as VAR has them."""
+"""Small programs with caches: one of scales, with heads as VAR has them, and one of rows."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+from tiny import llama
+
+from arcompile.pipeline import parse_pipeline, run
 from arcompile.program_text import parse_program
+from arcompile.runtime.loop import Loop, Request
 from arcompile.sampling import sample_graph
+from arcompile.targets.reference import models
+from arcompile.weights import Store
+
+NORMAL = "fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention"
 
 SIDES, HEADS, LAYERS = (1, 2, 3, 4, 5), 4, 2
 COUNTS = tuple(n * n for n in SIDES)
@@ -65,3 +76,33 @@ def scales(layers=LAYERS):
              f"  return logits=%tail, {results}", "}"]
     feeds = [_FEED.format(i=i, n=n, more=COUNTS[i + 1]) for i, n in enumerate(COUNTS[:-1])]
     return parse_program("\n".join([*head, _PROMPT, *step, *feeds, str(sample_graph(16))]))
+
+
+def rows():
+    """16 tokens in rows of 4."""
+    text = str(llama())
+    for old, new in (("positions=4", "positions=16"), ("steps 3 x 1", "steps 15 x 1"),
+                     (",5,4]", ",17,4]"), ("f32[5,2]", "f32[17,2]"), ("i64[b,4]", "i64[b,16]"),
+                     ("f32[b,4,4]", "f32[b,16,4]"), ("f32[b,4,16]", "f32[b,16,16]")):
+        text = text.replace(old, new)
+    return parse_program(text)
+
+
+def shrink(p, passes):
+    return run(p, parse_pipeline(passes))
+
+
+def logits(p, source, forced=None):
+    """(tokens, the images' logits of each step) of two images; on `forced` tokens, or its own."""
+    q = Request({"cond": np.array([1, 2])}, np.arange(2, dtype=np.uint64), np.zeros(2, int),
+                np.full(2, 2.0), np.zeros(2, np.float32), np.zeros(2, int),
+                np.ones(2, np.float32))
+    loop = Loop(p, models(p, Store(source, p.fold)).runner(), replace(q, forced=forced), 16)
+    loop.keep_logits = True
+    found = loop.run(finish=False)
+    return found.tokens, [x for x, _ in found.logits]
+
+
+def close(a, b, tolerance=1e-5):
+    return all(np.abs(x - y).max() <= tolerance * np.abs(x).max()
+               for x, y in zip(a, b, strict=True))

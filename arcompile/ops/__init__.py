@@ -7,6 +7,7 @@ from arcompile.ops import (
     attention,
     channels_last,
     kv,
+    kv_formats,
     nn,
     quant,
     quant_conv,
@@ -15,5 +16,7 @@ from arcompile.ops import (
     tensor,
 )
 
-__all__ = ["attention", "channels_last", "kv", "nn", "quant", "quant_conv", "sampling",
-           "speculation", "tensor"]
+__all__ = [
+    "attention", "channels_last", "kv", "kv_formats", "nn", "quant", "quant_conv",
+    "sampling", "speculation", "tensor",
+]

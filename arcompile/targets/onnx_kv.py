@@ -42,8 +42,8 @@ def kv_attend(e: Emitter, n: Node, x: list[str]) -> str:
     q, k, v, kc, vc, held = x
     a = n.attrs
     keys, values = (_joined(e, c, new, held, a["kv_heads"]) for c, new in ((kc, k), (vc, v)))
-    filled = _rows(e, q, e.once(("filled by", held, q), lambda: e.op(
-        "Add", _one(e, held), _slots(e, q))))
+    count = e.once(("filled by", held, q), lambda: e.op("Add", _one(e, held), _slots(e, q)))
+    filled = e.op("Expand", count, _updated(e, q, kc, vc))
     mask = a.get("mask", "full")
     body = partial(_attend, heads=a["heads"], scale=a["scale"], mask=mask)
     if n.args[0].type.dtype != "f32":
@@ -53,8 +53,24 @@ def kv_attend(e: Emitter, n: Node, x: list[str]) -> str:
                         e.float([a["scale"]])))
 
 
+def _updated(e: Emitter, q: str, kc: str, vc: str) -> str:
+    """The number of rows, i64[1], read off the new caches where they are made already: ONNX Runtime
+    would put their making off to the end, and keep what every layer joined until then."""
+    made = e.memo.get(("updated", kc, vc), "")
+    if not made:
+        return e.op("Shape", q, start=0, end=1)
+    stored = [e.memo.get(("stored", c), c) for c in made.split()]
+    return e.op("Max", *(e.op("Shape", c, start=0, end=1) for c in stored))
+
+
 @lowers("kv_update")
 def kv_update(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    made = _update(e, n, x)
+    e.memo["updated", x[3], x[4]] = " ".join(made[:2])
+    return made
+
+
+def _update(e: Emitter, n: Node, x: list[str]) -> list[str]:
     q, k, v, kc, vc, held, keep, *more = x
     a = n.attrs
     opt = dict(zip(a.get("extra", ()), more, strict=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_scales
 from tiny import generate, llama, ops, ranges_file, weights
-from tiny_scales import COUNTS, SLOTS, scales
+from tiny_scales import COUNTS, NORMAL, SLOTS, close, logits, rows, scales, shrink
 
 from arcompile.calibrate import attending
 from arcompile.errors import ArcError
@@ -17,16 +17,10 @@ from arcompile.ops import kv
 from arcompile.passes.eviction import Group, by_step, caches
 from arcompile.passes.kv_hack import Hack, contextual
 from arcompile.pipeline import parse_pipeline, run
-from arcompile.program import raster
 from arcompile.program_text import parse_program
 
 SCALES = ("kv-hack", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
 RASTER = ("kv-rows", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
-NORMAL = "fold, simplify, cse, qkv, swiglu, residual-norm, rotary-attention"
-
-
-def shrink(p, passes):
-    return run(p, parse_pipeline(passes))
 
 
 def cache_bytes(p, rows=2):
@@ -46,16 +40,6 @@ def calibrated(tmp_path):
     return ranges_file(tmp_path / "r.safetensors", {
         "layer.0.head_spread": np.array([5.0, 0.2, 0.3, 4.0]),
         "layer.1.head_spread": np.array([0.1, 0.4, 0.6, 0.5])})
-
-
-def logits(p, source, forced=None):
-    found = generate(p, source, finish=False)
-    return found.tokens, [x for x, _ in found.logits]
-
-
-def close(a, b, tolerance=1e-5):
-    return all(np.abs(x - y).max() <= tolerance * np.abs(x).max()
-               for x, y in zip(a, b, strict=True))
 
 
 # --- the identity, and what is exact -------------------------------------------------------------
@@ -170,13 +154,7 @@ def test_calibration_of_another_model_is_refused(of_scales, tmp_path):
 
 @pytest.fixture(scope="module")
 def of_rows():
-    """16 tokens in rows of 4."""
-    p = str(llama()).replace("positions=4", "positions=16").replace("steps 3 x 1", "steps 15 x 1")
-    p = p.replace(",5,4]", ",17,4]").replace("f32[5,2]", "f32[17,2]").replace("i64[b,4]",
-                                                                             "i64[b,16]")
-    p = parse_program(p.replace("f32[b,4,4]", "f32[b,16,4]").replace("f32[b,4,16]",
-                                                                      "f32[b,16,16]"))
-    assert len(p.steps) == len(raster(16))
+    p = rows()
     return p, weights(p)
 
 
