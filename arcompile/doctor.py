@@ -16,7 +16,7 @@ from typing import Any
 from arcompile.errors import ArcError
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "Pillow", "torch", "onnx", "safetensors",
-            "networkx", "matplotlib", "triton", "tensorrt")
+            "networkx", "matplotlib", "triton", "tensorrt", "tensorrt-rtx")
 FLAGS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile",
          "amx_int8", "amx_bf16", "asimd", "sve", "i8mm")
 

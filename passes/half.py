@@ -15,7 +15,7 @@ from arcompile.passes.fold import Fold
 from arcompile.pipeline import Keeps, Pass, register
 from arcompile.program import Program
 
-PRODUCTS = {"matmul", "conv2d", "attention", "decode_attention"}
+PRODUCTS = {"matmul", "matmul_blocks", "conv2d", "attention", "decode_attention"}
 CACHES = {"cache_append": (0,), "attention": (1, 2), "decode_attention": (3, 4)}  # operands
 DTYPES = ("f32", "f16", "bf16")
 

@@ -128,11 +128,12 @@ def matmul_int8(x: Array, s: Array, w: Array, ws: Array) -> Array:
 def _matmul_blocks(x: Type, w: Type, s: Type, *, bits: int, block: int) -> Type:
     n, groups, size = w.shape if w.rank == 3 else (0, 0, 0)
     whole = prod((groups, block)) if isinstance(groups, int) else 0
-    if x.dtype != "f32" or w.dtype != "u8" or x.shape[-1] != whole or size != block * bits // 8:
+    floats = x.dtype in ("f32", "f16", "bf16")
+    if not floats or w.dtype != "u8" or x.shape[-1] != whole or size != block * bits // 8:
         raise IRError(f"cannot multiply {x} by groups of {block} in {w}")
-    if s.shape != (n, groups):
-        raise IRError(f"scales {s} do not fit {w}")
-    return Type("f32", (*x.shape[:-1], n))
+    if s.shape != (n, groups) or s.dtype != x.dtype:
+        raise IRError(f"scales {s} do not fit {x} and {w}")
+    return Type(x.dtype, (*x.shape[:-1], n))
 
 
 @op("matmul_blocks", _matmul_blocks)

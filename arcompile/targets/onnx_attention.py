@@ -74,7 +74,7 @@ def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
     size = n.args[3].type.shape[3]  # of a head: GroupQueryAttention rotates multiples of 16 only
     whole = isinstance(size, int) and size % 16 == 0
     grouped = whole and not e.wide and n.attrs["mask"] == "causal"
-    return _grouped(e, n, x) if grouped else _scatter(e, n, x)
+    return _grouped(e, n, x) if grouped else scatter(e, n, x)
 
 
 def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
@@ -106,7 +106,8 @@ def _packed(e: Emitter, n: Node) -> str:
     return e.names[made.args[0]]
 
 
-def _scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
+def scatter(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    """decode_attention in standard ops."""
     q, k, v, kc, vc, past, cos, sin, *keep = x
     a = n.attrs
     q = _rotate(e, q, cos, sin, past, a["heads"], a["interleaved"])
@@ -239,6 +240,11 @@ def _late(e: Emitter, n: Node, x: list[str]) -> str:
 
 @lowers("attention")
 def attention(e: Emitter, n: Node, x: list[str]) -> str:
+    return attend(e, n, x)
+
+
+def attend(e: Emitter, n: Node, x: list[str], contrib: bool = True) -> str:
+    """contrib: whether ONNX Runtime's own op may stand for it."""
     a = n.attrs
     opt = dict(zip(a.get("extra", ()), x[3:], strict=True))
     causal = a.get("mask", "full") == "causal"
@@ -252,7 +258,7 @@ def attention(e: Emitter, n: Node, x: list[str]) -> str:
         q, k, v = x[:3]
         return _cached(e, n, q, k, v, opt["past"], keep, n.args[1].type.shape[2])
     same = a["heads"] == a["kv_heads"] and n.args[0].type.shape[1] == n.args[1].type.shape[1]
-    if same and not opt and not causal:
+    if contrib and same and not opt and not causal:
         return e.ms("MultiHeadAttention", *x, num_heads=a["heads"], scale=a["scale"])
     bias = [_over_queries(e, n, opt["bias"])] if "bias" in opt else []
     if "keep" in opt:

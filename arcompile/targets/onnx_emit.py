@@ -25,14 +25,21 @@ Body = Callable[..., "str | list[str]"]  # of the nodes, and of names of inputs
 LOWER: dict[str, Lower] = {}
 
 
-def lowers(*names: str) -> Callable[[Lower], Lower]:
-    """Declare how ops become ONNX nodes: a function of the emitter, the node and its inputs."""
+def overlay(table: dict[str, Lower]) -> Callable[..., Callable[[Lower], Lower]]:
+    """A decorator that declares lowerings in a table: functions of the emitter, the node and its
+    inputs."""
 
-    def declare(fn: Lower) -> Lower:
-        LOWER.update(dict.fromkeys(names, fn))
-        return fn
+    def lowers(*names: str) -> Callable[[Lower], Lower]:
+        def declare(fn: Lower) -> Lower:
+            table.update(dict.fromkeys(names, fn))
+            return fn
 
-    return declare
+        return declare
+
+    return lowers
+
+
+lowers = overlay(LOWER)
 
 
 class Nodes:
@@ -101,13 +108,15 @@ class Emitter(Nodes):
 
     values: weights to write into the model itself; the others lie in the weights file. wide: a
     step queries several slots of a cache. few: its products have few rows, so that reading the
-    weights is what takes time. kernels: whether our own kernels may run it.
+    weights is what takes time. kernels: whether our own kernels may run it. table: the lowerings.
     """
 
     def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], *, wide: bool = False,
                  few: bool = False, kernels: bool = False,
-                 values: Mapping[str, Any] | None = None):
+                 values: Mapping[str, Any] | None = None,
+                 table: Mapping[str, Lower] = LOWER):
         super().__init__()
+        self.table = table
         self.g, self.wide, self.few, self.kernels = g, wide, few, kernels
         self.inits: list[Any] = []
         self.functions: dict[str, Any] = {}
@@ -219,10 +228,10 @@ class Emitter(Nodes):
 
     def model(self) -> bytes:
         for n in self.g.nodes:
-            if n.op not in LOWER:
+            if n.op not in self.table:
                 raise ArcError(f"op {n.op} has no ONNX form", hint="use --target reference")
             self.where = f"{n.origin or '(top)'}/{n.op}:{n.outs[0].name}"  # profiles read it
-            made = LOWER[n.op](self, n, [self.names[a] for a in n.args])
+            made = self.table[n.op](self, n, [self.names[a] for a in n.args])
             made = [made] if isinstance(made, str) else made
             self.names.update(zip(n.outs, made, strict=True))
         outs = self._outputs()

@@ -1,0 +1,353 @@
+"""Target `tensorrt` where no GPU is: plans are built; running them is rehearsed with a driver and a
+runtime of our own, whose plans are run by ONNX Runtime.
+
+What stays unproven here: the driver's calls and the plans' arithmetic. `pytest -m gpu` has that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from engines import signed, write
+from tiny import llama, of, weights
+
+from arcompile import compile, safetensors
+from arcompile.compile import exported
+from arcompile.errors import MACHINE, ArcError
+from arcompile.family import FAMILIES
+from arcompile.ops.tensor import NUMPY
+from arcompile.pipeline import parse_pipeline, run
+from arcompile.runtime.engine import load
+from arcompile.target import TARGETS
+from arcompile.targets import cuda, onnx_standard, tensorrt, trt_build, trt_run
+from arcompile.targets.cuda import Device
+from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
+from arcompile.weights import Store, used
+
+OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}
+PASSES = f"{TARGETS['tensorrt'].passes}, half"
+
+
+def rtx():
+    return pytest.importorskip("tensorrt_rtx", reason="no tensorrt-rtx here")
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("family", sorted(FAMILIES.all()))
+def test_every_family_builds(family, tmp_path):
+    """Every graph of a tiny engine has a plan, or a reason that we gave and not the builder."""
+    trt, made = rtx(), FAMILIES[family]
+    model = made.model(made.random("tiny"), OPTIONS.get(family, {}))
+    p = run(exported(model), parse_pipeline(PASSES))
+    types, store = {k: v.type for k, v in used(p.graphs).items()}, Store(model.weights, p.fold)
+    safetensors.write(tmp_path / WEIGHTS, types, store.__getitem__)
+    _, spans = safetensors.layout(types)
+    held = {k: store[k] for k in few_integers(types)}
+    shapes, planned = trt_build.ranges(p, 2), 0
+    tokenizer = {c.graph for c in p.finish} if family not in ("llamagen", "mar") else set()
+    for g in p.graphs:
+        if g.name in tokenizer or g.name == "encode" or tensorrt.reasons(g):
+            continue  # image tokenizers are shared
+        path = tmp_path / f"{g.name}.onnx"
+        path.write_bytes(emit(g, spans, values=held, table=onnx_standard.table()))
+        built = trt_build.build(path, g, shapes[g.name], trt)
+        assert not built.reasons, (g.name, built.reasons)
+        assert len(built.plan) > 1000
+        planned += 1
+    assert planned >= 2
+
+
+def test_reasons_are_by_op():
+    p = run(llama(), parse_pipeline("fuse-sampling"))
+    assert any(r.startswith("draw: it sorts") for r in tensorrt.reasons(p.graph("step")))
+    plain = run(llama(), parse_pipeline(PASSES))
+    assert tensorrt.reasons(plain.graph("step")) == []
+    told = of("graph g(%k: f16[b,2,p,4], %x: f16[b,s,8], %past: i32[b]) {\n"
+              "  %0 = cache_append(%k, %x, %past) : f16[b,2,p,4]\n  return k=%0\n}")
+    why, = tensorrt.reasons(told.graphs[0])
+    assert why == "cache_append: the length of its cache, p, is not known when the plan is built"
+
+
+def test_shapes_come_from_the_program():
+    """Rows of one image with and without its twin, up to those of three."""
+    found = trt_build.ranges(llama(), 3)
+    x = found["step"]["x"]
+    assert (x.least, x.usual, x.most) == ((1, 1, 8), (2, 1, 8), (6, 1, 8))
+    assert found["encode"]["pixels"].most == (1, 4, 4)
+
+
+@pytest.mark.ort
+def test_what_the_builder_refuses_is_told(tmp_path):
+    trt = rtx()
+    p = of("graph g(%x: f16[b,8]) {\n  %0 = topk(%x) {k=2} : f16[b,2], i64[b,2]\n"
+           "  return y=%0\n}".replace("%0 = topk", "%0, %1 = topk"))
+    path = tmp_path / "g.onnx"
+    path.write_bytes(b"not a model")
+    built = trt_build.build(path, p.graphs[0], {}, trt)
+    assert built.plan == b""
+    assert built.reasons
+    with pytest.raises(ArcError, match="builds for no SM99"):
+        trt_build._capable(trt, trt.Builder(trt.Logger()).create_builder_config(), ["SM99"])
+
+
+@pytest.mark.ort
+def test_groups_of_four_bits(tmp_path):
+    """Signed integers in the file say what the groups meant."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    g = of("graph g(%x: f32[b,64]) {\n  @w : f32[64,32]\n  %0 = matmul(%x, @w) : f32[b,32]\n"
+           "  return y=%0\n}")
+    p = run(g, parse_pipeline("int4{block=32,least=0}"), weights(g))
+    graph, store = p.graphs[0], Store(weights(g), p.fold)
+    types = {k: v.type for k, v in used(p.graphs).items()}
+    flip = onnx_standard.offset(p.graphs)
+    assert flip
+    safetensors.write(tmp_path / WEIGHTS, types, lambda k: store[k] ^ np.uint8(0x88)
+                      if k in flip else store[k])
+    path = tmp_path / "g.onnx"
+    path.write_bytes(emit(graph, safetensors.layout(types)[1], table=onnx_standard.table()))
+    x = np.random.default_rng(0).standard_normal((3, 64), np.float32)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    out, = onnxruntime.InferenceSession(str(path), options).run(None, {"x": x})
+    q, scale = (next(store[k] for k in types if (k in flip) is want) for want in (True, False))
+    from arcompile.ops.quant import unpack
+
+    assert np.allclose(out, x @ unpack(q, scale, 4), atol=1e-4)
+
+
+# --- a rehearsal ---------------------------------------------------------------------------------
+
+
+class Memory:
+    """The driver: arrays of bytes by made-up addresses."""
+
+    stream = 7
+
+    def __init__(self):
+        self.blocks, self.next = {}, 1 << 20
+
+    def enter(self): ...
+    def sync(self): ...
+
+    def alloc(self, nbytes):
+        self.next += 1 << 12
+        self.blocks[self.next] = np.full(max(1, nbytes), 0xCD, np.uint8)
+        return self.next
+
+    def free(self, at):
+        del self.blocks[at]
+
+    def zero(self, at, nbytes):
+        self.blocks[at][:nbytes] = 0
+
+    def upload(self, at, x):
+        self.blocks[at][: x.nbytes] = np.frombuffer(np.ascontiguousarray(x).tobytes(), np.uint8)
+
+    def download(self, x, at):
+        x[...] = np.frombuffer(self.blocks[at][: x.nbytes].tobytes(), x.dtype).reshape(x.shape)
+
+
+class Rehearsed:
+    """A plan, its engine and its context: runs the ONNX file that lies beside the plan."""
+
+    def __init__(self, memory, session):
+        self.memory, self.session = memory, session
+        self.names = [i.name for i in (*session.get_inputs(), *session.get_outputs())]
+        self.num_io_tensors, self.shapes, self.at = len(self.names), {}, {}
+
+    def get_tensor_name(self, i):
+        return self.names[i]
+
+    def create_execution_context(self):
+        return Rehearsed(self.memory, self.session)
+
+    def set_input_shape(self, name, shape):
+        self.shapes[name] = tuple(shape)
+        return len(shape) == 0 or shape[0] <= 8  # what the plan was built for
+
+    def set_tensor_address(self, name, at):
+        self.at[name] = at
+
+    def execute_async_v3(self, stream):
+        assert stream == Memory.stream
+        feed = {}
+        for i in self.session.get_inputs():
+            dtype = {"tensor(float16)": np.float16, "tensor(float)": np.float32,
+                     "tensor(int64)": np.int64, "tensor(int32)": np.int32,
+                     "tensor(bool)": np.bool_}[i.type]
+            feed[i.name] = np.empty(self.shapes[i.name], dtype)
+            self.memory.download(feed[i.name], self.at[i.name])
+        for o, x in zip(self.session.get_outputs(), self.session.run(None, feed), strict=True):
+            self.memory.upload(self.at[o.name], x)
+        return True
+
+
+def bare():
+    """What its decoder makes are no pictures."""
+    return replace(llama(), finish=())
+
+
+@pytest.fixture
+def rehearsal(tmp_path, monkeypatch):
+    """A tiny Llama built with the real builder, opened with ours; its memory is `.memory`."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    rtx()
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    info = {"classes": 3}
+    folder = write(tmp_path / "trt", bare(), weights(llama()), 16, "tensorrt", PASSES, info=info)
+    (folder / "program.arc").write_text(str(run(bare(), parse_pipeline(PASSES))))
+    signed(folder)
+    plain = write(tmp_path / "ort", bare(), weights(llama()), 16, "ort-cpu", PASSES, info=info)
+    memory = Memory()
+    runtime = SimpleNamespace(deserialize_cuda_engine=lambda plan: None)
+    trt = SimpleNamespace(Runtime=lambda logger: runtime,
+                          Logger=type("Logger", (), {"ERROR": 1, "__init__": lambda s, x: None}))
+
+    class Models(trt_run.Models):
+        def engine(self, graph):
+            options = onnxruntime.SessionOptions()
+            options.log_severity_level = 3  # it copies caches where a plan would not
+            path = str(folder / f"{graph}.onnx")
+            return Rehearsed(memory, onnxruntime.InferenceSession(path, options))
+
+    monkeypatch.setattr(cuda, "Driver", lambda: SimpleNamespace(
+        device=lambda: Device("made up", "SM86", 13000)))
+    monkeypatch.setattr(tensorrt, "preflight", lambda facts, device: trt)
+    monkeypatch.setattr(trt_run, "Models", lambda g, f, p, t, d, o: Models(g, f, p, t, memory, o))
+    return SimpleNamespace(folder=folder, plain=plain, memory=memory, models=Models)
+
+
+@pytest.mark.ort
+def test_the_same_tokens(rehearsal):
+    """As ONNX Runtime draws from the same 16-bit graphs, greedy and sampled, guided and not."""
+    a, b = load(rehearsal.folder, check=False), load(rehearsal.plain)
+    for how in ({"temperature": 0}, {"seed": [3, 4], "guidance": [2.0, 1.0]}):
+        x, y = (e.generate([1, 2], **how) for e in (a, b))
+        assert np.array_equal(x.tokens, y.tokens)
+    tokens = np.array([[3, 1, 4, 1]])
+    for x, y in zip(a.logits([1], tokens), b.logits([1], tokens), strict=True):
+        assert np.allclose(x, y, atol=2e-2)
+
+
+@pytest.mark.ort
+def test_caches_stay_where_they_are_and_all_is_freed(rehearsal):
+    import gc
+
+    engine = load(rehearsal.folder, check=False)
+    seen = set()
+    real = Rehearsed.set_tensor_address
+
+    def watch(self, name, at):
+        real(self, name, at)
+        if name in ("k0", "out.k0"):
+            seen.add(at)
+
+    Rehearsed.set_tensor_address = watch
+    try:
+        engine.generate([1], temperature=0)
+    finally:
+        Rehearsed.set_tensor_address = real
+    assert len(seen) == 1
+    gc.collect()
+    assert rehearsal.memory.blocks == {}
+
+
+@pytest.mark.ort
+def test_too_many_images_are_refused(rehearsal):
+    with pytest.raises(ArcError, match=r"the plan of \w+ takes no") as e:
+        load(rehearsal.folder, check=False).generate([1] * 5, guidance=2.0)
+    assert e.value.hint == "draw fewer images at once"
+
+
+def test_bf16_buffers_widen():
+    b = trt_run.Buffer(Memory(), SimpleNamespace(dtype="bf16"), (2,))
+    b.write(np.array([0x3FC0, 0xC000], np.uint16))
+    assert b.read().tolist() == [1.5, -2.0]
+    assert NUMPY["bf16"] is np.float32
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+FACTS = {"module": "tensorrt_rtx", "version": "1.7.1.116", "system": "Linux", "machine": "x86_64",
+         "capabilities": ["SM80", "SM86"]}
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"version": "9.0"}, "the plans are for version 9.0; this machine has 1.7"),
+    ({"machine": "aarch64"}, "the plans are for machine aarch64; this machine has x86_64"),
+    ({"capabilities": ["SM80"]}, "the plans are for capabilities SM80; this machine has SM86"),
+])
+def test_preflight(change, said, monkeypatch):
+    fake = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7.1.116")
+    monkeypatch.setattr(trt_build, "module", lambda name="": fake)
+    monkeypatch.setattr(trt_build.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(trt_build.platform, "machine", lambda: "x86_64")
+    device = Device("made up", "SM86", 13000)
+    assert tensorrt.preflight(FACTS, device) is fake
+    with pytest.raises(ArcError, match=said) as e:
+        tensorrt.preflight({**FACTS, **change}, device)
+    assert e.value.code == MACHINE
+    assert "rebuild" in e.value.hint
+
+
+def test_without_tensorrt_or_a_driver(monkeypatch):
+    monkeypatch.setattr(trt_build.importlib, "import_module", _missing)
+    with pytest.raises(ArcError, match="TensorRT is not installed") as e:
+        trt_build.module()
+    assert e.value.code == MACHINE
+    monkeypatch.setattr(cuda, "LIBRARIES", ("libnone.so",))
+    cuda.library.cache_clear()
+    with pytest.raises(ArcError, match="no NVIDIA driver") as e:
+        cuda.Driver()
+    assert e.value.code == MACHINE
+    cuda.library.cache_clear()
+
+
+def _missing(name):
+    raise ImportError(name)
+
+
+def test_full_tensorrt_needs_a_gpu_to_build(monkeypatch):
+    monkeypatch.setattr(cuda, "Driver", _no_driver)
+    with pytest.raises(ArcError, match="builds plans on a GPU only"):
+        trt_build.capabilities(SimpleNamespace(__name__="tensorrt"))
+    known = SimpleNamespace(__members__={"SM80": 0, "SM86": 1, "SM75": 2})
+    assert trt_build.capabilities(SimpleNamespace(ComputeCapability=known)) == ["SM80", "SM86"]
+
+
+def _no_driver():
+    raise ArcError("no NVIDIA driver is installed", code=MACHINE)
+
+
+def test_only_sixteen_bits(goldens):
+    folder = goldens / "llamagen-c2i"
+    with pytest.raises(ArcError, match="target tensorrt has no dtype 'f32'"):
+        compile.build(folder / "c2i_tiny.pt", target="tensorrt")
+
+
+@pytest.mark.ort
+def test_plans_are_kept(rehearsal, tmp_path, monkeypatch):
+    """A second build of the same graphs and weights takes them from the cache."""
+    monkeypatch.setattr(trt_build, "build", lambda *args: trt_build.Built(reasons=["asked again"]))
+    told = json.loads((rehearsal.folder / tensorrt.FACTS).read_text())
+    monkeypatch.setattr(trt_build, "capabilities", lambda trt: told["capabilities"])
+    again = write(tmp_path / "again", bare(), weights(llama()), 16, "tensorrt", PASSES)
+    told = json.loads((again / tensorrt.FACTS).read_text())
+    assert told["graphs"]["step"] == {"plan": "step.plan"}
+    assert (again / "step.plan").read_bytes() == (rehearsal.folder / "step.plan").read_bytes()
+
+
+@pytest.mark.gpu
+def test_on_a_gpu(tmp_path):
+    """The real thing: greedy tokens of the ort-cpu engine of the same 16-bit graphs."""
+    if why := TARGETS["tensorrt"].available():
+        pytest.skip(why)
+    info = {"classes": 3}
+    found = [load(write(tmp_path / t, bare(), weights(llama()), 16, t, PASSES, info=info))
+             for t in ("tensorrt", "ort-cpu")]
+    x, y = (e.generate([1, 2], temperature=0, guidance=2.0).tokens for e in found)
+    assert np.array_equal(x, y)
