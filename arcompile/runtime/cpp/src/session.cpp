@@ -1,5 +1,9 @@
 #include "session.hpp"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -105,7 +109,7 @@ Port Session::port(std::size_t i, bool input, Slots& slots) const {
 Bound::Bound(const Session& session)
     : s_(session), io_(session.library().binding(session.raw())),
       given_(session.inputs().size()), last_(session.inputs().size()),
-      out_(session.results().size()), copies_(session.inputs().size(), false) {
+      out_(session.results().size()), rooms_(session.results().size()), copies_(session.inputs().size(), false) {
   for (const Port& r : s_.results()) {
     if (r.carried >= 0 && !r.stays) copies_[static_cast<std::size_t>(r.carried)] = true;
   }
@@ -198,8 +202,20 @@ void Bound::make_outputs() {
     if (r.carried >= 0) continue;
     const Shape shape = r.type.shape_of(known);
     if (out_[i] && out_[i]->shape == shape) continue;
-    bind_output(i, Tensor::zeros(r.type.dtype, shape));
+    bind_output(i, r.renews ? Tensor::zeros(r.type.dtype, shape) : room(i, shape));
   }
+}
+
+// Steps that grow find room for the next: giving memory back and getting it anew costs more than
+// all else that happens here.
+Ref Bound::room(std::size_t i, const Shape& shape) {
+  const DType dtype = s_.results()[i].type.dtype;
+  const std::size_t need = count(shape), held = rooms_[i] ? rooms_[i]->size() : 0;
+  if (need > held || !held) {
+    const std::size_t more = held ? std::max(need, 2 * held) : need;
+    rooms_[i] = Tensor::zeros(dtype, {static_cast<std::int64_t>(more)});
+  }
+  return rooms_[i]->reshaped(shape);
 }
 
 bool Bound::makes(std::size_t slot) const {
@@ -261,6 +277,9 @@ const Session& Models::session(const std::string& graph) const {
   if (!found) {
     found = std::make_unique<Session>(library_, graph, folder_ + "/" + graph + ".onnx", threads_,
                                       slots_);
+#if defined(__GLIBC__)
+    ::malloc_trim(0);  // what reading and rewriting the model took, once
+#endif
   }
   return *found;
 }

@@ -79,6 +79,7 @@ class Bound {
   void bind_input(std::size_t i, const Ref& value);
   void bind_output(std::size_t i, const Ref& value);
   void bind_carried(bool in_place);
+  Ref room(std::size_t i, const Shape& shape);
   void make_outputs();
   Sizes sizes() const;
   void execute(const OrtRunOptions* options);
@@ -88,6 +89,7 @@ class Bound {
   std::vector<Ref> given_;  // what the environment held for each input
   std::vector<Ref> last_;   // what each input is bound to: that, or a copy of it
   std::vector<Ref> out_;
+  std::vector<Ref> rooms_;  // memory that results lie in; of the shapes that needed most so far
   std::vector<bool> copies_;  // inputs that a result carries
   double seconds_ = 0;
 };

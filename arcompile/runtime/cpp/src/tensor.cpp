@@ -106,6 +106,16 @@ Ref Tensor::rows(std::int64_t from, std::int64_t n) const {
   return out;
 }
 
+Ref Tensor::reshaped(Shape to) const {
+  auto out = std::make_shared<Tensor>();
+  out->dtype = dtype;
+  out->shape = std::move(to);
+  out->memory = memory;
+  out->data = data;
+  out->device = device;
+  return out;
+}
+
 Ref Tensor::copy() const {
   Ref out = zeros(dtype, shape);
   if (bytes()) std::memcpy(out->data, data, bytes());

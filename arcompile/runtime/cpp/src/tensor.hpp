@@ -33,6 +33,8 @@ struct Tensor {
   static Ref of(const Constant& constant);
   // Rows [from, from + n) of the first axis, in the same memory.
   Ref rows(std::int64_t from, std::int64_t n) const;
+  // Another shape, of the same dtype and no more bytes, in the same memory.
+  Ref reshaped(Shape to) const;
   Ref copy() const;
   Ref cast(DType to) const;
   Array array() const { return Array(dtype, shape, memory_at()); }
