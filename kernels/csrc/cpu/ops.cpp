@@ -2,6 +2,8 @@
 // the models that use it, so an engine runs, slower, where this library is not.
 #include <algorithm>
 #include <array>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "lanes.h"
@@ -130,6 +132,23 @@ const std::array OPS = {
     declare("Draw", {F, F, F}, {I}, draw),
 };
 
+// The domain with all ops: one for each copy of ONNX Runtime in the process, since sessions refer
+// to it for as long as they live, so that it is never released.
+ort::Status* domain_of(const void* runtime, ort::Domain** out) {
+  static std::mutex lock;
+  static auto& made = *new std::vector<std::pair<const void*, ort::Domain*>>;
+  const std::lock_guard<std::mutex> held(lock);
+  for (const auto& [owner, domain] : made)
+    if (owner == runtime) return *out = domain, nullptr;
+  ort::Domain* domain = nullptr;
+  if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
+  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops()})
+    for (const Declared& op : ops)
+      if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
+  made.emplace_back(runtime, domain);
+  return *out = domain, nullptr;
+}
+
 }  // namespace
 }  // namespace arc
 
@@ -142,9 +161,6 @@ ARC_EXPORT arc::ort::Status* RegisterCustomOps(arc::ort::Options* options, const
   if (!slots) return nullptr;  // older than 1.17: models fall back on their own functions
   api.slots = slots;
   ort::Domain* domain = nullptr;
-  if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
-  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops()})
-    for (const Declared& op : ops)
-      if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
+  if (auto* s = domain_of(slots, &domain)) return s;
   return api.at<ort::Status*(ort::Options*, ort::Domain*)>(28)(options, domain);
 }

@@ -41,6 +41,25 @@ Ref gather(const Tensor& whole, const Tensor& index) {
   return out;
 }
 
+// The graphs that still run when so many steps are done; one entry more than steps.
+std::vector<std::shared_ptr<const Graphs>> later_graphs(const Program& p) {
+  auto now = std::make_shared<Graphs>();
+  for (const Call& c : p.finish) now->insert(c.graph);
+  std::vector<std::shared_ptr<const Graphs>> out(p.steps.size() + 1, now);
+  const Work* seen = nullptr;
+  for (std::size_t i = p.steps.size(); i-- > 0;) {
+    const Work* work = p.steps[i].work.get();
+    if (work != seen) {
+      auto more = std::make_shared<Graphs>(*now);
+      for (const Call& c : work->calls) more->insert(c.graph);
+      if (more->size() > now->size()) now = more;
+    }
+    seen = work;
+    out[i] = now;
+  }
+  return out;
+}
+
 }  // namespace
 
 Named::Named(Slots& s)
@@ -171,7 +190,15 @@ void Loop::run(bool finish) {
   timings_.sessions = in_sessions() - before;
   const auto done = Clock::now();
   if (finish && !p_.finish.empty()) {
-    forget();
+    Graphs graphs;
+    for (const Call& c : p_.finish) graphs.insert(c.graph);
+    forget(graphs);
+    bounds_.clear();
+    how_ = last_.get();
+    const auto* t = tokens_->as<std::int64_t>();
+    if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
+      env_[slot_.tokens] = filled(*tokens_);  // of a run that ended early
+    }
     for (const Call& c : p_.finish) call(c, nullptr);
   }
   timings_.finish = since(done);
@@ -181,6 +208,7 @@ void Loop::run(bool finish) {
 // False where on_step had enough.
 bool Loop::run_steps() {
   Window window(*this);
+  const auto later = later_graphs(p_);
   std::size_t done = 0;
   for (std::size_t i = 0; i < p_.steps.size(); ++i) {
     const Step& s = p_.steps[i];
@@ -201,27 +229,29 @@ bool Loop::run_steps() {
     for (std::int64_t r = 0; r < rows_; ++r) past_->as<std::int32_t>()[r] += more;
     env_[slot_.past] = past_;
     done += s.span();
+    if (later[i + 1] != later[i] && !later[i + 1]->empty()) forget(*later[i + 1]);
     if (!s.work->window && !report(done)) return false;
   }
   return true;
 }
 
-// Before the finish: caches that it does not read make room for pixels, and what a run that ended
-// early left open is filled in.
-void Loop::forget() {
-  std::vector<std::size_t> read;
-  for (const Call& c : p_.finish) {
-    for (const Port& input : models_.session(c.graph).inputs()) read.push_back(input.slot);
+// Caches that these graphs, all that are still to run, do not read: others need the memory.
+void Loop::forget(const Graphs& later) {
+  std::set<std::size_t> read;
+  for (const std::string& graph : later) {
+    for (const Port& input : models_.session(graph).inputs()) read.insert(input.slot);
   }
   for (const auto& [name, type] : p_.state) {
     const std::size_t slot = models_.slots()[name];
-    if (std::find(read.begin(), read.end(), slot) == read.end()) env_[slot] = nullptr;
+    if (!read.count(slot)) env_[slot] = nullptr;
   }
-  bounds_.clear();
-  how_ = last_.get();
-  const auto* t = tokens_->as<std::int64_t>();
-  if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
-    env_[slot_.tokens] = filled(*tokens_);
+  for (auto it = bounds_.begin(); it != bounds_.end();) {
+    if (later.count(it->first)) {
+      ++it;
+    } else {
+      let_go_ += it->second.seconds();
+      it = bounds_.erase(it);
+    }
   }
 }
 
@@ -325,7 +355,7 @@ Bound& Loop::bound(const std::string& graph) {
 }
 
 double Loop::in_sessions() const {
-  double total = 0;
+  double total = let_go_;
   for (const auto& [name, b] : bounds_) total += b.seconds();
   return total;
 }

@@ -3,6 +3,8 @@
 
 #include <functional>
 #include <map>
+#include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -32,6 +34,7 @@ struct Ask {
 };
 
 using Where = std::vector<std::int64_t>;
+using Graphs = std::set<std::string>;
 
 // The slots of what the runtime itself provides, or looks for.
 struct Named {
@@ -74,7 +77,7 @@ class Loop {
   void run_graph(const std::string& graph, const Where* where);
   void commit(const Where& where, const Ref& token);
   bool report(std::size_t done);
-  void forget();
+  void forget(const Graphs& later);
   Ref partial();
   Bound& bound(const std::string& graph);
   double in_sessions() const;
@@ -106,6 +109,7 @@ class Loop {
   std::vector<Logits> logits_;
   bool drew_ = false;
   Timings timings_;
+  double let_go_ = 0;  // seconds in sessions that are bound no more
 };
 
 // Steps with a window: rounds of drafts and their verification, each image at its own place.
