@@ -33,14 +33,19 @@ def read_json(path: Path, what: str) -> Any:
     try:
         if path.stat().st_size > MAX_MANIFEST:
             raise ArcError(f"{what} {path} is larger than {MAX_MANIFEST} bytes")
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_no_number)
     except FileNotFoundError:
         hint = "give an engine folder, as written by arcompile build"
         raise ArcError(f"no {what} at {path}", hint=hint) from None
     except OSError as e:
         raise ArcError(f"cannot read {what} {path}: {e.strerror}") from None
-    except (ValueError, RecursionError) as e:
-        raise ArcError(f"{what} {path} is not JSON: {e}", hint="rebuild the engine") from None
+    except (ValueError, RecursionError):
+        raise ArcError(f"{what} {path} is not JSON", hint="rebuild the engine") from None
+
+
+def _no_number(word: str) -> Any:
+    """NaN and infinities, which Python reads and JSON has not."""
+    raise ValueError(word)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

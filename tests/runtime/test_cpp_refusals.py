@@ -73,6 +73,12 @@ def _run(folder, **changed):
 
 
 DAMAGE = {
+    "no JSON": lambda f: (f / "manifest.json").write_text("{"),
+    "no number": lambda f: _manifest(f, defaults={"guidance": float("nan")}),
+    "no text": lambda f: (f / "manifest.json").write_bytes(b'{"format": "\xff"}'),
+    "deep": lambda f: (f / "manifest.json").write_text("[" * 100_000),
+    "no folder": shutil.rmtree,
+    "no GPU": lambda f: _manifest(f, target="ort-cuda"),
     "weights": _flip,
     "missing": lambda f: (f / "step.onnx").unlink(),
     "short": lambda f: (f / "step.onnx").write_bytes(b"x"),
@@ -117,7 +123,7 @@ def test_damaged_engines_are_refused_in_the_same_words(lib, folders, tmp_path, n
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"cache": 3}, "cache"),
+    ({"cache": 3}, "not a program: TypeError: 3 is no word"),
     ({"oracle": 1}, "the program says 'oracle', which this library does not know"),
     ({"prompt": ["prompt/twice"]}, "call prompt/twice says 'twice'"),
     ({"finish": ["step*time"]}, "call step*time loops over 'time', which is not a table"),

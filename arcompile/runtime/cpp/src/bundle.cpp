@@ -24,6 +24,7 @@ namespace {
 constexpr std::int64_t kFormat = 1;
 constexpr std::size_t kPiece = std::size_t{32} << 20;  // bytes
 constexpr std::uintmax_t kMaxManifest = std::uintmax_t{16} << 20;
+constexpr int kMaxDepth = 900;  // Python's is 1000; what walks a tree needs stack for it
 constexpr const char* kRebuild = "rebuild the engine";
 
 // A path as Python's pathlib writes it: no double slashes, no lone dots, no slash at the end.
@@ -58,10 +59,15 @@ Json read_json(const fs::path& path, const std::string& what) {
   std::ifstream in(path, std::ios::binary);
   if (!in) throw cannot(errno);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
-  Json found = Json::parse(text, nullptr, false);
-  if (found.is_discarded()) {
-    throw Error(what + " " + path.string() + " is not JSON", kRebuild);
-  }
+  const Error none(what + " " + path.string() + " is not JSON", kRebuild);
+  Json found = Json::parse(
+      text,
+      [&](int depth, Json::parse_event_t, Json&) {
+        if (depth > kMaxDepth) throw none;
+        return true;
+      },
+      false);
+  if (found.is_discarded()) throw none;
   return found;
 }
 
