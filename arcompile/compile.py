@@ -23,7 +23,7 @@ from arcompile.checkpoint import open_checkpoint
 from arcompile.choose import fit
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
-from arcompile.pipeline import Pass, contract, parse_pipeline
+from arcompile.pipeline import Pass, contract, parse_pipeline, run
 from arcompile.plan import plan
 from arcompile.program import Program
 from arcompile.program_text import to_data
@@ -118,7 +118,8 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
     TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress)
-    facts |= {"passes": [str(p) for p in made.passes], "contract": contract(made.passes)}
+    ran = [*map(str, (*parse_pipeline(model.passes), *made.passes))]
+    facts |= {"passes": ran, "contract": contract(made.passes)}
     if told:
         facts["auto"] = told
     if wanted.memory is not None:
@@ -262,7 +263,8 @@ def _family(held: Any, name: str | None) -> tuple[Family, Any]:
 
 
 def exported(model: Model, progress: Report = lambda stage, share: None) -> Program:
-    """The program with its graphs, and the sampling chain where a graph yields logits."""
+    """The program with its graphs, the sampling chain where a graph yields logits, and the passes
+    that the checkpoint was trained for."""
     from arcompile.export import call
 
     graphs = []
@@ -274,7 +276,7 @@ def exported(model: Model, progress: Report = lambda stage, share: None) -> Prog
     for name in sorted(GRAPHS.keys() & called - {g.name for g in graphs}):
         logits = next(v for g in graphs if (v := g.result("logits")) is not None)
         graphs.append(GRAPHS[name](int(logits.type.shape[-1])))
-    return replace(model.program, graphs=tuple(graphs))
+    return run(replace(model.program, graphs=tuple(graphs)), parse_pipeline(model.passes))
 
 
 def _describe(folder: Path, program: Program, model: Model, facts: Mapping[str, Any]) -> None:

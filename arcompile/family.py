@@ -51,6 +51,7 @@ class Model:
     defaults: Mapping[str, float] = field(default_factory=dict)  # guidance, temperature, top_k, ..
     prompt: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
+    passes: str = ""  # what makes of the exported program the one that the checkpoint is for
 
 
 class Family:

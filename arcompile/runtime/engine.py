@@ -115,7 +115,8 @@ class Engine:
     def plan(self, batch: int = 1, guided: bool = True) -> Plan:
         """What drawing `batch` images at once needs in memory. Raises ArcError."""
         if batch < 1:
-            raise ArcError(f"batch must be 1 or more, got {batch}")
+            raise ArcError(f"batch must be 1 or more, got {batch}",
+                           hint="it is the number of images drawn together")
         told = self.manifest.get("plan")
         if not isinstance(told, dict):
             raise ArcError("the engine holds no plan of its memory", hint="rebuild the engine")
@@ -142,14 +143,17 @@ class Engine:
         q = request.make(self, cond, 0, 1, 2.0, None, 0.0, 0, 1.0, {})
         want = (q.images, self.program.positions)
         if forced.shape != want:
-            raise ArcError(f"tokens have shape {list(forced.shape)}, expected {list(want)}")
+            raise ArcError(f"tokens have shape {list(forced.shape)}, expected {list(want)}",
+                           hint="one row of tokens for each image")
         if forced.min(initial=0) < 0 or forced.max(initial=0) >= self.manifest["vocabulary"]:
-            raise ArcError(f"tokens must be in 0..{self.manifest['vocabulary'] - 1}")
+            raise ArcError(f"tokens must be in 0..{self.manifest['vocabulary'] - 1}",
+                           hint="they are indices of the codebook")
         loop = self._loop(replace(q, forced=forced))
         loop.keep_logits = True
         pairs = loop.run(finish=False).logits
         if not pairs:
-            raise ArcError(f"family {self.manifest['family']} has no logits to show")
+            raise ArcError(f"family {self.manifest['family']} has no logits to show",
+                           hint="it draws no tokens")
         order = np.concatenate([np.array(s.commit) for s in self.program.steps])
         out = []
         for half in zip(*pairs, strict=True):
@@ -168,7 +172,8 @@ class Engine:
         side = self.manifest["info"]["pixels"]
         h, w = side if isinstance(side, list) else (side, side)
         if x.ndim != 4 or x.shape[1:] != (3, h, w):
-            raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {h}, {w}]")
+            raise ArcError(f"pixels have shape {list(x.shape)}, expected [B, 3, {h}, {w}]",
+                           hint="resize the pictures; values are in [-1, 1]")
         rows = [runner.numpy(runner.run("encode", {"pixels": x[i : i + 1]})["tokens"])
                 for i in range(len(x))]
         return np.concatenate(rows)

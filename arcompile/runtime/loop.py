@@ -214,7 +214,9 @@ class Loop:
 
     def _turns(self, count: int, where: Array) -> Iterator[Env]:
         """The draws of each turn of a loop. Many turns at a time: few small arrays cost most."""
-        draws = [(i, d) for i, d in enumerate(self.p.draws) if d.when == "loop"]
+        own = [(i, d) for i, d in enumerate(self.p.draws) if d.when == "loop"]
+        given = {d.name: self.q.given[d.name] for _, d in own if d.name in self.q.given}
+        draws = [(i, d) for i, d in own if d.name not in given]
         each = self.q.images * len(where) * sum(d.width for _, d in draws)
         block = max(1, AHEAD // max(each, 1))
         for first in range(0, count, block):
@@ -222,9 +224,11 @@ class Loop:
             seeds, copies = (np.tile(x, len(turns)) for x in (self.q.seeds, self.q.copies))
             which = turns.repeat(self.q.images)
             made = {d.name: rng.draw(d, i, seeds, copies, where, which) for i, d in draws}
-            for k in range(len(turns)):
+            for k, turn in enumerate(turns):
                 at = slice(k * self.q.images, (k + 1) * self.q.images)
-                yield {name: x[at] for name, x in made.items()}
+                yield {**{name: x[at] for name, x in made.items()},
+                       **{name: np.ascontiguousarray(x[:, where, turn])
+                          for name, x in given.items()}}
 
     def _given(self, name: str, when: str, where: Array) -> Array:
         """What the user gave instead of a draw: whole, or the rows of these positions."""

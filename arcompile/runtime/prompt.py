@@ -46,7 +46,8 @@ def _ids(engine: Engine, prompt: Any) -> list[int]:
         return _tokens(engine, prompt)
     ids = np.asarray(prompt, object).ravel().tolist()
     if bad := [i for i in ids if isinstance(i, bool) or not isinstance(i, int | np.integer)]:
-        raise ArcError(f"a prompt is a text or a list of token ids, got {bad[0]!r} in it")
+        raise ArcError(f"a prompt is a text or a list of token ids, got {bad[0]!r} in it",
+                       hint="ids are whole numbers")
     count = engine.manifest["prompt"]["vocabulary"]
     if bad := [i for i in ids if not 0 <= i < count]:
         raise ArcError(f"token id {bad[0]} is out of range", hint=f"ids are 0 to {count - 1}")
@@ -70,7 +71,8 @@ def check(engine: Engine, ids: Array, mask: Array) -> None:
     """Lengths, ids and padding are what the program was built for. Raises ArcError."""
     how = engine.manifest["prompt"]
     if ids.shape != mask.shape:
-        raise ArcError(f"mask has shape {list(mask.shape)} but input_ids {list(ids.shape)}")
+        raise ArcError(f"mask has shape {list(mask.shape)} but input_ids {list(ids.shape)}",
+                       hint="give both one row for each image")
     if not 2 <= ids.shape[1] <= how["max"]:
         raise ArcError(f"a prompt of {ids.shape[1]} ids; this engine takes 2 to {how['max']}",
                        hint="shorten it, or build with --option max_prompt=N")

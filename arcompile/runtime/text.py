@@ -89,13 +89,16 @@ def _ids(engine: Engine, prompts: Sequence[str], said: Mapping[str, Any]) -> lis
 
 def _checked(prompt: Any) -> str:
     if not isinstance(prompt, str):
-        raise ArcError(f"a prompt is text, got {type(prompt).__name__}")
+        raise ArcError(f"a prompt is text, got {type(prompt).__name__}",
+                       hint="give a str, or a list of them")
     if len(prompt) > MAX_PROMPT:
-        raise ArcError(f"a prompt of {len(prompt)} characters; at most {MAX_PROMPT}")
+        raise ArcError(f"a prompt of {len(prompt)} characters; at most {MAX_PROMPT}",
+                       hint="shorten it")
     try:
         prompt.encode()
     except UnicodeEncodeError as e:
-        raise ArcError(f"a prompt is not text: {e.reason} at character {e.start}") from None
+        raise ArcError(f"a prompt is not text: {e.reason} at character {e.start}",
+                       hint="lone surrogates are no characters; decode the bytes anew") from None
     return prompt
 
 

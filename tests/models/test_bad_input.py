@@ -12,7 +12,7 @@ TINY = {name: f.random("tiny") for name, f in FAMILIES.all().items()}
 SMALL = {"infinity": {"pn": "0.06M"}}  # its usual schedule is long
 
 # Families whose tiny tokenizers are of one kind and size: nothing tells them apart.
-ALIKE = ({"llamagen", "nar", "par", "flexvar"}, {"var", "hmar"}, {"mar", "xar"})
+ALIKE = ({"llamagen", "nar", "par", "flexvar", "token-shuffle"}, {"var", "hmar"}, {"mar", "xar"})
 PAIRS = [(a, b) for a, b in itertools.permutations(TINY, 2)
          if not any({a, b} <= same for same in ALIKE)]
 
@@ -65,7 +65,8 @@ def test_options_of_the_wrong_kind(family, key):
         assert e is None or (e.hint and "\n" not in e.what), (value, e)
 
 
-HEADS = {"n_head": ("flexvar", "hmar", "infinity", "llamagen", "nar", "par", "var"),
+HEADS = {"n_head": ("flexvar", "hmar", "infinity", "llamagen", "nar", "par", "token-shuffle",
+                    "var"),
          "num_heads": ("mar", "xar")}  # Janus has them in its config.json, RAR in its tensors
 
 

@@ -55,7 +55,8 @@ def test_requests(engine):
     plain.refuses("no logits", lambda: engine.logits([1], np.zeros((1, 36), int)))
     order = np.zeros((1, 36), int)
     plain.refuses("permutation", lambda: engine.generate(1, orders=order))
-    plain.refuses("cannot be given", lambda: engine.generate(1, noise=np.zeros((1, 36, 8))))
+    plain.refuses("expected [1, 36, 20, 8]",
+                  lambda: engine.generate(1, noise=np.zeros((1, 36, 8))))
     plain.refuses("out of range", lambda: engine.generate(9))
 
 

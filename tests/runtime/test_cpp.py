@@ -53,6 +53,7 @@ def test_given_noise_replaces_draws(pair):
     given = {"noise": r.uniform(size=(2, 6, 2)).astype(np.float32),
              "first": r.normal(size=(2, 6, 3)).astype(np.float32),
              "bump": r.normal(size=(2, 6, 1)).astype(np.float32),
+             "kick": r.normal(size=(2, 6, 3, 2)).astype(np.float32),  # of each turn of its loop
              "where": np.stack([r.permutation(6) for _ in range(2)])}
     drawn = both.same(cond)
     assert (both.same(cond, given=given).tokens != drawn.tokens).any()

@@ -17,7 +17,7 @@ from arcompile import dims
 pytestmark = [pytest.mark.ort, pytest.mark.slow]
 ASKED = os.environ.get("ARC_TEST_FAMILIES", "")
 FAMILIES = ("demo", "flexvar", "hmar", "infinity", "janus", "llamagen", "mar", "nar", "par", "rar",
-            "var", "xar")
+            "token-shuffle", "var", "xar")
 OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
 SEEDS = 20
 

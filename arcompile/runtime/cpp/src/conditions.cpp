@@ -7,6 +7,16 @@
 
 namespace arc {
 
+void check_finite(const std::string& what, const Tensor& x, const std::string& hint) {
+  std::size_t bad = 0;
+  for (std::size_t i = 0; x.dtype == DType::f32 && i < x.size(); ++i) {
+    bad += !std::isfinite(x.as<float>()[i]);
+  }
+  if (bad) {
+    throw Error(what + " has " + std::to_string(bad) + " values that are not finite", hint);
+  }
+}
+
 namespace {
 
 using Fed = std::vector<std::pair<std::string, Ref>>;
@@ -79,7 +89,8 @@ void check_prompt(const Facts& e, const Tensor& ids, const Tensor& mask) {
   const std::int64_t most = e.bundle.number({"prompt", "max"}, 0), n = ids.shape[1];
   const std::int64_t known = e.bundle.number({"prompt", "vocabulary"}, 0);
   if (ids.shape != mask.shape) {
-    throw Error("mask has shape " + shown(mask.shape) + " but input_ids " + shown(ids.shape));
+    throw Error("mask has shape " + shown(mask.shape) + " but input_ids " + shown(ids.shape),
+                "give both one row for each image");
   }
   if (n < 2 || n > most) {
     throw Error("a prompt of " + std::to_string(n) + " ids; this engine takes 2 to " +
@@ -99,16 +110,6 @@ void check_prompt(const Facts& e, const Tensor& ids, const Tensor& mask) {
   }
 }
 
-void check_finite(const std::string& name, const Tensor& x) {
-  std::size_t bad = 0;
-  for (std::size_t i = 0; x.dtype == DType::f32 && i < x.size(); ++i) {
-    bad += !std::isfinite(x.as<float>()[i]);
-  }
-  if (bad) {
-    throw Error("input " + name + " has " + std::to_string(bad) + " values that are not finite");
-  }
-}
-
 Ref fitted(const std::string& name, const View& view, const Type& type) {
   bool fits = view.shape.size() == type.shape.size() && !view.shape.empty() && view.shape[0] > 0;
   for (std::size_t i = 0; fits && i < view.shape.size(); ++i) {
@@ -116,13 +117,14 @@ Ref fitted(const std::string& name, const View& view, const Type& type) {
     fits = view.shape[i] >= 0 && (!d.constant() || d.value({}) == view.shape[i]);
   }
   if (!fits) {
-    throw Error("input " + name + " has shape " + shown(view.shape) + ", expected " + type.str());
+    throw Error("input " + name + " has shape " + shown(view.shape) + ", expected " + type.str(),
+                "named sizes may be any; b is the number of images, at least 1");
   }
   Ref value = Tensor::of(view);
   if (!view.data && value->size()) throw Error("input " + name + " has no data");
   if (view.dtype != type.dtype) value = value->cast(type.dtype);
   value->lent = true;
-  check_finite(name, *value);
+  check_finite("input " + name, *value, "NaN or infinity; check what made them");
   return value;
 }
 
@@ -150,14 +152,21 @@ Fed arrays(const Facts& e, const Inputs& given) {
       missing.push_back(name);
     }
   }
-  if (!missing.empty()) throw Error("inputs are missing: " + joined(missing));
+  if (!missing.empty()) {
+    std::vector<std::string> takes;
+    for (const auto& [name, type] : e.program.inputs) takes.push_back(name + ": " + type.str());
+    throw Error("inputs are missing: " + joined(missing), "it takes " + joined(takes));
+  }
   std::vector<std::string> said;
   bool alike = true;
   for (const auto& [name, value] : out) {
     said.push_back(name + " has " + std::to_string(value->shape[0]));
     alike = alike && value->shape[0] == out.front().second->shape[0];
   }
-  if (!alike) throw Error("inputs disagree on the number of images: " + joined(said));
+  if (!alike) {
+    throw Error("inputs disagree on the number of images: " + joined(said),
+                "give each as many rows as there are images");
+  }
   return out;
 }
 
@@ -171,7 +180,8 @@ void check_arrays(const Facts& e, Fed& found) {
   const std::int64_t most = e.bundle.number({"info", "caption", "0"}, 0);
   if (const Ref* f = get("features"); f && most > 0 && (*f)->shape[1] > most) {
     throw Error("features of " + std::to_string((*f)->shape[1]) + " tokens; this engine takes " +
-                std::to_string(most));
+                std::to_string(most),
+                "shorten the text");
   }
   if (Ref* cond = get("cond")) {
     const auto* at = (*cond)->as<std::int64_t>();

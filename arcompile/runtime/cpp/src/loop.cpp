@@ -273,7 +273,9 @@ void Loop::draw_noise(When when, const Where& where, std::int64_t turn) {
     Ref& seen = env_[draw_slots_[i]];
     const auto given = q_.given.find(d.name);
     if (given != q_.given.end()) {
-      seen = when == When::start ? given->second : columns(*given->second, where);
+      seen = when == When::start  ? given->second
+             : when == When::loop ? turned(*given->second, where, turn)
+                                  : columns(*given->second, where);
       continue;
     }
     Ref& own = noise_[i];

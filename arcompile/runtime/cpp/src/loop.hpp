@@ -139,5 +139,7 @@ Ref filled(const Tensor& tokens);
 Ref greyed(const Ref& pixels, const Tensor& tokens);
 // The columns `where` of a tensor [b,N,...].
 Ref columns(const Tensor& whole, const Where& where);
+// The same of one turn of a tensor [b,N,turns,width] -> [b,c,width].
+Ref turned(const Tensor& whole, const Where& where, std::int64_t turn);
 
 }  // namespace arc

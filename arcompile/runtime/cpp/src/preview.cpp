@@ -85,6 +85,18 @@ Ref columns(const Tensor& whole, const Where& where) {
   return out;
 }
 
+Ref turned(const Tensor& whole, const Where& where, std::int64_t turn) {
+  const Shape& s = whole.shape;
+  Tensor flat;  // [b,N*turns,width], in the same memory
+  flat.dtype = whole.dtype;
+  flat.shape = {s[0], s[1] * s[2], s[3]};
+  flat.memory = whole.memory;
+  flat.data = whole.data;
+  Where at;
+  for (const std::int64_t i : where) at.push_back(i * s[2] + turn);
+  return columns(flat, at);
+}
+
 Ref to_uint8(const Tensor& pixels) {
   if (pixels.dtype != DType::f32 || pixels.shape.size() != 4) {
     throw Error("pixels have shape " + shown(pixels.shape) + ", expected [B, 3, H, W]");

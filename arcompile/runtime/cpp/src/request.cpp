@@ -19,7 +19,8 @@ std::vector<T> spread(const char* name, const std::vector<T>& given, std::size_t
   if (given.size() == rows && given.size() != b) return given;
   if (given.size() != b) {
     throw Error(std::string(name) + " has " + std::to_string(given.size()) + " values for " +
-                std::to_string(rows) + " images");
+                std::to_string(rows) + " images",
+                "give one for all, one per condition, or one per image");
   }
   std::vector<T> out;
   for (const T& x : given) out.insert(out.end(), rows / b, x);
@@ -33,7 +34,8 @@ std::vector<To> numbers(const char* name, const std::vector<double>& given, std:
   for (const double x : spread(name, given, b, rows)) {
     if (!(x >= lo && x <= hi)) {  // also catches NaN
       throw Error(std::string(name) + " must be between " + general(lo) + " and " + general(hi) +
-                  ", got " + general(x));
+                  ", got " + general(x),
+                  "the engine's own settings are in Engine.defaults");
     }
     out.push_back(static_cast<To>(x));
   }
@@ -77,18 +79,31 @@ const Draw& draw_named(const Program& p, const std::string& name) {
   throw Error("generate has no argument " + quoted(name), did_you_mean(name, known));
 }
 
-// Arrays that replace random draws: f32 [B,N,width], or i64 [B,N] for an order.
+// Turns of the longest loop of the steps.
+std::int64_t turns_of(const Program& p) {
+  std::size_t most = 0;
+  for (const Step& s : p.steps) {
+    for (const Call& c : s.calls) {
+      if (c.loop.empty()) continue;
+      const auto& columns = p.tables.at(c.loop);
+      if (!columns.empty()) most = std::max(most, columns.front().second.size());
+    }
+  }
+  return static_cast<std::int64_t>(most);
+}
+
+// Arrays that replace random draws: i64 [B,N] of an order, f32 [B,N,width] of noise, or
+// [B,N,turns,width] of noise that a loop draws anew each turn.
 std::map<std::string, Ref> replacements(const Program& p, const Inputs& given, std::size_t rows) {
   std::map<std::string, Ref> out;
   for (const auto& [name, view] : given) {
     const Draw& d = draw_named(p, name);
-    if (d.when == When::loop) {
-      throw Error(name + " is drawn anew inside a loop and cannot be given");
-    }
     Shape want{static_cast<std::int64_t>(rows), p.positions};
+    if (d.when == When::loop) want.push_back(turns_of(p));
     if (d.kind != Kind::order) want.push_back(d.width);
     if (view.shape != want) {
-      throw Error(name + " has shape " + shown(view.shape) + ", expected " + shown(want));
+      throw Error(name + " has shape " + shown(view.shape) + ", expected " + shown(want),
+                  "it replaces a random draw for every image and position");
     }
     const DType dtype = d.kind == Kind::order ? DType::i64 : DType::f32;
     Ref value = Tensor::of(view);
@@ -96,8 +111,10 @@ std::map<std::string, Ref> replacements(const Program& p, const Inputs& given, s
     for (std::size_t i = 0; d.kind == Kind::order && i < rows; ++i) {
       if (is_permutation(value->as<std::int64_t>() + i * static_cast<std::size_t>(p.positions), p.positions)) continue;
       throw Error(name + " must hold a permutation of 0.." + std::to_string(p.positions - 1) +
-                  " in each row");
+                      " in each row",
+                  "numpy.random.default_rng().permutation makes one");
     }
+    check_finite(name, *value, "give f32 " + shown(want) + " of finite numbers");
     value->lent = true;
     out[name] = value;
   }
@@ -110,7 +127,10 @@ Ask make(const Facts& e, const Request& r) {
   Ask q;
   q.inputs = conditions(e, r);
   const std::size_t b = images_of(q.inputs);
-  if (r.n < 1) throw Error("n must be a positive integer, got " + std::to_string(r.n));
+  if (r.n < 1) {
+    throw Error("n must be a positive integer, got " + std::to_string(r.n),
+                "n is how many images each condition gets");
+  }
   if (static_cast<double>(b) * static_cast<double>(r.n) > kMaxImages) {
     throw Error(std::to_string(b * static_cast<std::size_t>(r.n)) +
                     " images in one call; at most " + std::to_string(kMaxImages),
@@ -122,7 +142,8 @@ Ask make(const Facts& e, const Request& r) {
   q.guidance = numbers<double>("guidance", guidance, b, rows, 0.0, 1e6);
   if (r.guidance_interval && *r.guidance_interval < -1) {
     throw Error("guidance_interval must be at least -1, got " +
-                std::to_string(*r.guidance_interval));
+                std::to_string(*r.guidance_interval),
+                "guidance ends after so many tokens; -1 never ends it");
   }
   q.interval = r.guidance_interval.value_or(-1);
   q.top_k = numbers<std::int64_t>("top_k", r.top_k, b, rows, 0, 2147483648.0);

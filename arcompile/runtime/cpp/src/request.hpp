@@ -21,6 +21,9 @@ struct Facts {  // of an engine
 // The checked request for conditions * n images.
 Ask make(const Facts& e, const Request& r);
 
+// Throws where an f32 tensor holds NaN or infinity.
+void check_finite(const std::string& what, const Tensor& x, const std::string& hint);
+
 // The program's inputs, by name, for as many images as there are conditions.
 std::vector<std::pair<std::string, Ref>> conditions(const Facts& e, const Request& r);
 

@@ -111,7 +111,9 @@ struct Request {
   std::vector<double> temperature{1.0};
   std::vector<double> top_k{0.0};
   std::vector<double> top_p{1.0};
-  Inputs given{};                     // noise in place of draws, by name: f32 [B,N,width]
+  // Noise in place of draws, by name: f32 [B,N,width], i64 [B,N] of an order, or f32
+  // [B,N,turns,width] of noise that a loop draws anew each turn.
+  Inputs given{};
   // Where it returns false, the picture stays as it is; what it throws passes through.
   std::function<bool(const Progress&)> on_step{};
   std::optional<Stop> stop{};
