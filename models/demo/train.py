@@ -1,7 +1,7 @@
 """Train the demos from nothing: `python -m arcompile.models.demo.train STAGE|all`.
 
-Stages, in order: judge, vq and gpt (the first demo); kl and mar (the masked one); codes and var
-(the next-scale one). Every stage keeps a checkpoint in --work and resumes from it; the finished
+Stages, in order: judge, vq and gpt (the first demo); kl, codes and var (the next-scale one); ae
+and mar (the masked one); shuffle. Every stage keeps a checkpoint in --work and resumes from it; the finished
 files go to --out. The later demos start from the first one's tokenizer.
 """
 
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from arcompile.models.demo import drawings, flaws
 from arcompile.models.demo.nets import GPT, VQ, JudgeNet
-from arcompile.models.demo.train_mar import train_decoder, train_mar
+from arcompile.models.demo.train_mar import train_autoencoder, train_decoder, train_mar
+from arcompile.models.demo.train_shuffle import train_shuffle
 from arcompile.models.demo.train_var import train_codes, train_var
 from arcompile.models.demo.training import (
     SEED,
@@ -173,7 +174,8 @@ def train_gpt(work: Path, out: Path) -> None:
 # ------------------------------------------------------------------- stages
 
 STAGES = {"judge": train_judge, "vq": train_vq, "gpt": train_gpt, "kl": train_decoder,
-          "mar": train_mar, "codes": train_codes, "var": train_var}
+          "codes": train_codes, "var": train_var, "ae": train_autoencoder, "mar": train_mar,
+          "shuffle": train_shuffle}
 
 
 def main() -> None:

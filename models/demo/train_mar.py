@@ -1,24 +1,24 @@
-"""Stages of the masked demo: a decoder that forgives, and the transformer with its head."""
+"""Stages of the masked demo: its autoencoder, the transformer with its head; and the decoder that
+the next-scale demo starts from."""
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from arcompile.models.demo import drawings
-from arcompile.models.demo.nets_mar import CELLS, KL, MAR, TIMES
+from arcompile.models.demo.nets import VQ
+from arcompile.models.demo.nets_kl import KL, Autoencoder, wanted
+from arcompile.models.demo.nets_mar import CELLS, CHANNELS, CLASSES, KNOWN_TIMES, MAR, stored
 from arcompile.models.demo.training import (
     SEED,
     Run,
     batch_rows,
     first_vq,
-    hide,
     latents,
     ldm_names,
     likeness,
@@ -26,15 +26,21 @@ from arcompile.models.demo.training import (
     to_signed,
     write,
 )
-from arcompile.models.diffusion import COLUMNS, ddpm
+from arcompile.models.diffusion import cosine_betas
 from arcompile.models.kl import SCALE
 
 DECODER_STEPS, DECODER_BATCH, NOISE = 300, 8, 0.15
-STEPS, BATCH, DRAWS = 2500, 48, 48  # draws: denoised cells an image
-CODES = 0.2  # weight of the codes' cross-entropy
-SPREAD = 8 ** -0.5  # of a unit vector's 8 numbers
-SAMPLING = {"guidance": 1.0, "temperature": 1.0}
+LOWER_STEPS, LOWER_BATCH, LOWER_NOISE = 480, 48, 0.35
+STEPS, BATCH, DRAWS = 3000, 24, 24  # draws: denoised cells an image
+BLUR = 0.15  # noise on the latents that the transformer learns: they need not be exact
+GUESS = 0.3  # weight of the guess at unknown cells, which teaches the transformer
+MOST = 50.0  # weight of the noisiest times
+SHARE = -1.0  # the sampler's variance is the true posterior's
+SAMPLING = {"guidance": 1.0, "temperature": 0.9}
 FILES = ("demo_mar.safetensors", "demo_mar_kl.safetensors")
+
+
+# -------------------------------------------------- the next-scale demo's decoder
 
 
 def decoder_loss(model: KL, data: Tensor, images: np.ndarray, step: int) -> tuple[Tensor, str]:
@@ -56,7 +62,6 @@ def train_decoder(work: Path, out: Path) -> None:
     model.post_quant_conv.load_state_dict(vq.post_quant_conv.state_dict())
     run = Run(work / "kl.pt", model, lr=3e-4, decay=0.98)
     run.train(DECODER_STEPS, lambda step: decoder_loss(model, data, images, step))
-    write(out / FILES[1], stored(run.average), {"seconds": f"{run.seconds:.0f}"})
 
 
 def trained_kl(work: Path) -> KL:
@@ -66,109 +71,106 @@ def trained_kl(work: Path) -> KL:
     return model
 
 
-def stored(model: KL) -> dict[str, Tensor]:
-    """The decoder as MAR's layout has it: it takes tokens / 0.2325, and tokens are f / SPREAD."""
-    tensors = ldm_names(model.state_dict())
-    tensors["post_quant_conv.weight"] = tensors["post_quant_conv.weight"] * SPREAD * SCALE
-    return tensors
+# ------------------------------------------------------------- autoencoder
+
+
+def lower_loss(model: Autoencoder, vq: VQ, data: Tensor, step: int) -> tuple[Tensor, str]:
+    """How far the features of 8 x 8 cells are from the first demo's, from latents with noise."""
+    rng = torch.Generator().manual_seed(step)
+    f = data[batch_rows(len(data), LOWER_BATCH, step)].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        aims, z = wanted(vq, f), model.encoder(f)
+        amount = LOWER_NOISE * torch.rand((len(z), 1, 1, 1), generator=rng)
+        made = model.lower(z + amount * torch.randn(z.shape, generator=rng))
+    miss = [(a.float() - b.float()).square().mean() / b.float().var()
+            for a, b in zip(made, aims, strict=True)]
+    return miss[0] + miss[1], " ".join(f"{x.item():.4f}" for x in miss)
+
+
+def train_autoencoder(work: Path, out: Path) -> None:
+    """A narrower latent below the first demo's: taught by its features, never by pixels."""
+    torch.manual_seed(SEED)
+    data, vq, model = latents(work, out), first_vq(out), Autoencoder()
+    model.start(vq)
+    run = Run(work / "ae.pt", model, lr=2e-3, decay=0.98)
+    run.train(LOWER_STEPS, lambda step: lower_loss(model, vq, data, step))
+    finish_autoencoder(run, out)
+
+
+def finish_autoencoder(run: Run, out: Path) -> None:
+    """MAR's decoder takes tokens / SCALE."""
+    tensors = {k: v for k, v in run.average.state_dict().items() if not k.startswith("encoder.")}
+    tensors = ldm_names(tensors)
+    tensors["post_quant_conv.weight"] = tensors["post_quant_conv.weight"] * SCALE
+    write(out / FILES[1], tensors, {"seconds": f"{run.seconds:.0f}"})
+
+
+@torch.no_grad()
+def squeezed(work: Path, out: Path) -> Tensor:
+    """The masked demo's latents of the drawings, f32 [n, 16 cells, 16]."""
+    model = Autoencoder()
+    model.load_state_dict(torch.load(work / "ae.pt", weights_only=True)["average"])
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [model.eval().encoder(f.float()) for f in latents(work, out).split(144)]
+    return torch.cat(parts).flatten(2).mT.contiguous()
 
 
 # -------------------------------------------------------------- transformer
 
 
-def some_known(n: int, rng: torch.Generator) -> Tensor:
-    """Random cells, as many as are known after a random step of generation; bool [n, cells]."""
-    left = torch.cos(torch.rand((n, 1), generator=rng) * math.pi / 2) * CELLS
-    place = torch.rand((n, CELLS), generator=rng).argsort(1)
-    return place >= left.ceil().clamp(min=1)
-
-
-class Diffusion:
-    """Noising of tokens at TIMES steps, and the loss of what the head makes of them."""
+class Noising:
+    """Noisy cells at every time, and what an error of the noise weighs there: as if the velocity
+    were predicted, since noisy times decide the shape."""
 
     def __init__(self) -> None:
-        table = torch.from_numpy(ddpm(TIMES)[::-1].copy())  # row t is time t
-        self.at = dict(zip(COLUMNS, table.unbind(1), strict=True))
-        self.signal = 1 / self.at["x0_x"]
-        # as if the velocity were predicted: noisy times, which decide the shape, count as much as
-        # the others; the sampler multiplies errors of the very noisiest by 20,000, hence up to 3000
-        self.weight = self.signal.pow(-2).clamp(max=3000)
+        self.left = torch.from_numpy(np.cumprod(1 - cosine_betas())).float()
+        self.weight = self.left.reciprocal().clamp(max=MOST)
 
-    def noised(self, x: Tensor, time: Tensor, eps: Tensor) -> Tensor:
-        signal = self.signal[time][..., None]
-        return signal * x + (1 - signal.square()).sqrt() * eps
-
-    def bound(self, x: Tensor, noisy: Tensor, time: Tensor, eps: Tensor, share: Tensor) -> Tensor:
-        """KL of the predicted step from the true one, for the variance alone; nats a number."""
-        a = {k: v[time][..., None] for k, v in self.at.items()}
-        x0 = a["x0_x"] * noisy - a["x0_eps"] * eps.detach()
-        f = (share + 1) / 2
-        log_var = f * a["log_most"] + (1 - f) * a["log_least"]
-        gap = a["log_least"] - log_var
-        far = (a["mean_x0"] * (x0 - x)).square()
-        kl = 0.5 * (gap.exp() - gap - 1 + far * torch.exp(-log_var))
-        return kl * a["noisy"]
+    def at(self, x: Tensor, time: Tensor, eps: Tensor) -> Tensor:
+        left = self.left[time][..., None]
+        return left.sqrt() * x + (1 - left).sqrt() * eps
 
 
-def times(n: int, rng: torch.Generator) -> Tensor:
-    """Random times, i64 [n]; one in twenty is the noisiest, where errors cost most."""
-    time = torch.randint(TIMES, (n,), generator=rng)
-    return torch.where(torch.rand(n, generator=rng) < 0.05, TIMES - 1, time)
+def some_known(rng: torch.Generator) -> Tensor:
+    """Random cells, from none to all but one of each image; bool [BATCH, cells]."""
+    count = torch.randint(CELLS, (BATCH, 1), generator=rng)
+    return torch.rand(BATCH, CELLS, generator=rng).argsort(1).argsort(1) < count
 
 
-def head_loss(net: nn.Module, rule: Diffusion, x: Tensor, cond: Tensor,
-              rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """x [n, channels], cond [n, dim] -> squared error of the noise, bound of the variance."""
-    time = times(len(x), rng)
-    eps = torch.randn(x.shape, generator=rng)
-    noisy = rule.noised(x, time, eps)
-    guess, share = net(noisy, time, cond.float())  # bf16 is too coarse for the noisiest times
-    error = (guess - eps).square().mean(1) * rule.weight[time]
-    return error.mean(), rule.bound(x, noisy, time, guess, share).mean()
-
-
-def code_loss(guess: nn.Linear, book: Tensor, z: Tensor, known: Tensor, told: Tensor) -> Tensor:
-    """Cross-entropy of the first demo's codes of the unknown cells.
-
-    Guessing codes teaches the transformer where shapes go, long before noise alone would.
-    """
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = guess(told[~known])
-    return F.cross_entropy(logits.float(), (z[~known] @ book.mT).argmax(-1))
-
-
-def mar_loss(body: nn.Module, model: MAR, head: nn.Module, rule: Diffusion, book: Tensor,
-             data: Tensor, step: int) -> tuple[Tensor, str]:
+def mar_loss(model: MAR, rule: Noising, data: Tensor, step: int) -> tuple[Tensor, str]:
     """Error of the noise on random unknown cells; a tenth of the labels are hidden."""
-    rng = torch.Generator().manual_seed(SEED + step)
-    torch.manual_seed(SEED + step)
+    rng = torch.Generator().manual_seed(step)
     rows = batch_rows(len(data), BATCH, step)
-    z = data[rows].float().flatten(2).mT / SPREAD
-    known = some_known(BATCH, rng)
-    cells = torch.multinomial((~known).float(), DRAWS, True, generator=rng)
+    x = data[rows]
+    x = x + BLUR * torch.randn(x.shape, generator=rng)
+    known = some_known(rng)
+    hidden = torch.rand(BATCH, generator=rng) < 0.1
+    label = (rows % CLASSES).masked_fill(hidden, CLASSES)
+    time = torch.randint(KNOWN_TIMES, (BATCH, DRAWS), generator=rng)
+    cells = torch.multinomial((~known).float(), DRAWS, True, generator=rng)[..., None]
+    eps = torch.randn(BATCH, DRAWS, CHANNELS, generator=rng)
     with torch.autocast("cpu", torch.bfloat16):
-        told = body(hide(rows % len(drawings.CLASS_NAMES)), z, known)
-    x, cond = (t.gather(1, cells[..., None].expand(-1, -1, t.shape[-1])).flatten(0, 1)
-               for t in (z, told))
-    error, bound = head_loss(head, rule, x, cond, rng)
-    codes = code_loss(model.codes, book, z, known, told)
-    word = f"error {error.item():.4f} bound {bound.item():.4f} codes {codes.item():.3f}"
-    return error + bound + CODES * codes, word
+        told = model(label, x, known)
+        guess = model.guess(told)
+        clean = x.gather(1, cells.expand(-1, -1, CHANNELS))
+        cond = told.gather(1, cells.expand(-1, -1, told.shape[-1]))
+        found = model.head(rule.at(clean, time, eps), time, cond)
+    error = ((found.float() - eps).square().mean(-1) * rule.weight[time]).mean()
+    far = (guess.float() - x).square().mean(-1)[~known].mean()
+    return error + GUESS * far, f"error {error.item():.4f} guess {far.item():.4f}"
 
 
 def train_mar(work: Path, out: Path) -> None:
     torch.manual_seed(SEED)
-    data, model, rule = latents(work, out), MAR(), Diffusion()
-    run = Run(work / "mar.pt", model, lr=1e-3, decay=0.998)
-    body, head = torch.compile(model), torch.compile(model.diffloss.net)
-    book = first_vq(out).quantize.unit()
-    run.train(STEPS, lambda step: mar_loss(body, model, head, rule, book, data, step))
-    finish_mar(run, out)
+    data, model, rule = squeezed(work, out), MAR(), Noising()
+    run = Run(work / "mar.pt", model, lr=1.2e-3, decay=0.995)
+    run.train(STEPS, lambda step: mar_loss(model, rule, data, step))
+    finish_mar(run.average, run.seconds, out)
 
 
-def finish_mar(run: Run, out: Path) -> None:
-    tensors = {k: v for k, v in run.average.state_dict().items() if not k.startswith("codes.")}
-    write(out / FILES[0], tensors, {
-        "family": "mar", "num_heads": "6", "num_iter": "16", "diffusion_steps": "25",
+def finish_mar(model: nn.Module, seconds: float, out: Path) -> None:
+    assert isinstance(model, MAR)
+    write(out / FILES[0], stored(model, SHARE), {
+        "family": "mar", "num_heads": "6", "num_iter": str(CELLS), "diffusion_steps": "25",
         "class_names": json.dumps(drawings.CLASS_NAMES), "sampling": json.dumps(SAMPLING),
-        "seconds": f"{run.seconds:.0f}"})
+        "seconds": f"{seconds:.0f}"})
