@@ -1,8 +1,8 @@
 """Train the demos from nothing: `python -m arcompile.models.demo.train STAGE|all`.
 
 Stages, in order: judge, vq and gpt (the first demo); kl, codes and var (the next-scale one); ae
-and mar (the masked one); shuffle. Every stage keeps a checkpoint in --work and resumes from it; the finished
-files go to --out. The later demos start from the first one's tokenizer.
+and mar (the masked one); shuffle. Every stage keeps a checkpoint in --work and resumes from it; the
+finished files go to --out. The later demos start from the first one's tokenizer.
 """
 
 from __future__ import annotations
