@@ -1,4 +1,4 @@
-"""The later demos' image autoencoders: plain torch, training only, on the first demo's latents."""
+"""The masked demo's autoencoder: plain torch, training only, on the first demo's latents."""
 
 from __future__ import annotations
 
@@ -8,20 +8,6 @@ from torch import Tensor, nn
 from arcompile.models.demo.nets import VQ, Attn, Decoder, Down, Norm, Res
 
 CHANNELS, SIDE = 16, 4  # of the masked demo's latents
-
-
-class KL(nn.Module):
-    """The decoding half of the next-scale demo's autoencoder; the first demo's encoder is its
-    other half."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.post_quant_conv = nn.Conv2d(8, 64, 1)
-        self.decoder = Decoder(64, (1, 1, 1, 1), 64)
-
-    def picture(self, z: Tensor) -> Tensor:
-        """Latent [b, 8, 8, 8] -> [b, 3, 64, 64]."""
-        return self.decoder(self.post_quant_conv(z))
 
 
 class Squeeze(nn.Module):

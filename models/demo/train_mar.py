@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from arcompile.models.demo import drawings
 from arcompile.models.demo.nets import VQ
-from arcompile.models.demo.nets_kl import KL, Autoencoder, wanted
-from arcompile.models.demo.nets_mar import CELLS, CHANNELS, CLASSES, KNOWN_TIMES, MAR, stored
+from arcompile.models.demo.nets_kl import Autoencoder, wanted
+from arcompile.models.demo.nets_mar import KL
+from arcompile.models.demo.nets_masked import CELLS, CHANNELS, CLASSES, KNOWN_TIMES, MAR, stored
 from arcompile.models.demo.training import (
     SEED,
     Run,

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from arcompile.models.demo import drawings
-from arcompile.models.demo.nets_kl import KL
+from arcompile.models.demo.nets_mar import KL
 from arcompile.models.demo.nets_var import PATCH_NUMS, VAR, Tokenizer
 from arcompile.models.demo.train_mar import trained_kl
 from arcompile.models.demo.training import (
