@@ -1,14 +1,13 @@
-"""Targets `ort-cpu` and `ort-cuda`: ONNX Runtime, with caches updated in place by IO binding."""
+"""Target `ort-cpu`: ONNX Runtime, with caches updated in place by IO binding."""
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,17 +21,24 @@ from arcompile.program import Program, Step
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
+from arcompile.targets.onnx_emit import DTYPES as ELEMENT
 from arcompile.weights import Store, used
 
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
           "tensor(int32)": "i32", "tensor(bool)": "bool", "tensor(double)": "f64",
           "tensor(uint8)": "u8", "tensor(int8)": "i8", "tensor(bfloat16)": "bf16"}
 
+CPU = "CPUExecutionProvider"
+HEAVY = {  # what counts no shapes
+    "Attention", "Conv", "CumSum", "GatherND", "Gelu", "Gemm", "GroupQueryAttention",
+    "InstanceNormalization", "LayerNormalization", "MatMul", "MatMulNBits", "MultiHeadAttention",
+    "QLinearConv", "MatMulIntegerToFloat", "QuickGelu", "Resize", "RotaryEmbedding",
+    "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "Softmax", "TensorScatter",
+    "TopK", "Exp", "Erf", "Tanh", "Sigmoid"}
+
 LINE = 64  # bytes of a cache line
 PAGES = 1 << 18  # bytes from which an array is worth pages of its own
 FEW = 8  # rows up to which a product takes the time of reading its weights
-
-CPU_ONLY = {"quantize_rows", "matmul_int8", "conv2d_int8"}  # products of integers
 
 
 def runtime() -> Any:
@@ -48,37 +54,57 @@ class Session:
     """One loaded model. Shared by runs, and never written to.
 
     once: it runs once an image, and gives its working memory back: the caches of the next image
-    would lie next to it. notes: where it notes what every kernel takes.
+    would lie next to it. notes: where it notes what every kernel takes. options: of the provider;
+    then: providers, with their options, for what the first one does not take.
     """
 
     def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None,
-                 once: bool = False, notes: Path | None = None):
+                 once: bool = False, notes: Path | None = None,
+                 options: Mapping[str, str] | None = None, then: Sequence[Any] = ()):
         ort = runtime()
         self.how = ort.RunOptions()
-        if once and provider == "CPUExecutionProvider":
+        if once and provider == CPU:
             self.how.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3
-        options.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
+        how = ort.SessionOptions()
+        how.intra_op_num_threads = threads
+        how.log_severity_level = 3
+        how.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
         if notes is not None:
-            options.enable_profiling = True
-            options.profile_file_prefix = str(notes / path.stem)
+            how.enable_profiling = True
+            how.profile_file_prefix = str(notes / path.stem)
         if kernels is not None:
-            options.register_custom_ops_library(str(kernels))
-        if provider != "CPUExecutionProvider":
-            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            how.register_custom_ops_library(str(kernels))
+        if provider != CPU:
+            how.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            self.model = ort.InferenceSession(str(path), options, providers=[provider])
+            self.model = ort.InferenceSession(str(path), how, providers=[
+                (provider, dict(options or {})), *then])
         except Exception as e:  # onnxruntime's exceptions share no base but Exception
             raise _refused(path, provider, e) from None
         if self.model.get_providers()[0] != provider:
             raise _refused(path, provider, Exception("it fell back to the CPU"))
-        self.name, self.device = path.stem, "cuda" if "CUDA" in provider else "cpu"
+        if provider != CPU and (lost := misplaced(self.model)):
+            raise _refused(path, provider, Exception(f"{', '.join(lost)} would run on the CPU"))
+        self.name, self.device = path.stem, device_of(provider)
         self.inputs = {i.name: _type(i) for i in self.model.get_inputs()}
         self.results = {o.name.removeprefix("out."): _type(o) for o in self.model.get_outputs()}
         self.symbolic = [(k, t) for k, t in self.inputs.items()
                          if any(isinstance(d, str) for d in t.shape)]
+
+
+def device_of(provider: str) -> str:
+    return "cpu" if provider == CPU else "cuda"
+
+
+def misplaced(model: Any) -> list[str]:
+    """Kinds of nodes that the session left to the CPU and that should not be there.
+
+    ONNX Runtime counts shapes on the CPU, and should; an option that forbids all nodes there
+    (session.disable_cpu_ep_fallback) refuses those too.
+    """
+    there = {n.op_type for part in model.get_provider_graph_assignment_info()
+             if part.ep_name == CPU for n in part.get_nodes()}
+    return sorted(there & HEAVY)
 
 
 def _type(arg: Any) -> Type:
@@ -88,7 +114,7 @@ def _type(arg: Any) -> Type:
 
 def _refused(path: Path, provider: str, e: Exception) -> ArcError:
     first = quoted(e, 300)
-    if provider != "CPUExecutionProvider":
+    if provider != CPU:
         return ArcError(f"ONNX Runtime cannot run on {provider}: {first}", code=MACHINE,
                         hint="pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of "
                              "onnxruntime), or use --target ort-cpu")
@@ -99,8 +125,8 @@ def _refused(path: Path, provider: str, e: Exception) -> ArcError:
 class Bound:
     """A session bound to one run's buffers. Nothing is bound twice that did not change."""
 
-    def __init__(self, session: Session):
-        self.s = session
+    def __init__(self, session: Session, how: Any = None):
+        self.s, self.how = session, how or session.how
         self.io = session.model.io_binding()
         self.last: dict[str, Any] = {}  # what each input is bound to
         self.host: dict[str, tuple[Array, Any]] = {}  # buffers for numpy inputs
@@ -126,7 +152,7 @@ class Bound:
             if self.out[name] is not self.last[name]:
                 self.out[name] = self.last[name]
                 self.io.bind_ortvalue_output(f"out.{name}", self.last[name])
-        self.s.model.run_with_iobinding(self.io, self.s.how)
+        self.s.model.run_with_iobinding(self.io, self.how)
         return dict(self.out)
 
     def state(self) -> list[str]:
@@ -169,7 +195,7 @@ class Bound:
                 continue
             shape = [dims.value(d, sizes) for d in t.shape]
             made = ort.OrtValue.ortvalue_from_shape_and_type(
-                shape, NUMPY[t.dtype], self.s.device, 0)
+                shape, ELEMENT[t.dtype], self.s.device, 0)
             self.io.bind_ortvalue_output(f"out.{name}", made)
             self.out[name] = made
         self.sizes = dict(sizes)
@@ -183,11 +209,8 @@ class Runner:
         self.bound: dict[str, Bound] = {}
 
     def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
-        shape = [dims.value(d, sizes) for d in t.shape]
         made = runtime().OrtValue
-        if self.models.device == "cpu":
-            return made.ortvalue_from_numpy(_own_pages(zeros(t, sizes)), "cpu", 0)
-        return made.ortvalue_from_numpy(np.zeros(shape, NUMPY[t.dtype]), self.models.device, 0)
+        return made.ortvalue_from_numpy(_own_pages(zeros(t, sizes)), "cpu", 0)
 
     def inputs(self, graph: str) -> list[str]:
         return list(self.models.session(graph).inputs)
@@ -221,15 +244,19 @@ class Models:
         self.notes = notes
         self.finish = finish  # graphs that make pixels of what was drawn
         self.sessions: dict[str, Session] = {}
-        self.device = "cuda" if "CUDA" in provider else "cpu"
+        self.device = device_of(provider)
         self.kernels = cpu.library() if self.device == "cpu" else None
 
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
             self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels,
-                                           graph in self.finish, self.notes)
+                                           graph in self.finish, self.notes, **self.more(graph))
         return self.sessions[graph]
+
+    def more(self, graph: str) -> dict[str, Any]:
+        """Further options of its session."""
+        return {}
 
     def events(self) -> list[Event]:
         """What the kernels took since the models were opened to be profiled."""
@@ -269,9 +296,10 @@ class OrtCpu(Target):
 
     passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, channels-last, residual-norm, "
               "rotary-attention, fuse-sampling, dead-code")
-    needs = ("onnxruntime", "onnx")
+    needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
     memory = Memory(arenas=True, in_place=True)
-    provider = "CPUExecutionProvider"
+    provider = CPU
+    models: type[Models] = Models
     kernels = True  # our own, where they are built
 
     def lower(self, program: Program, store: Store, folder: Path,
@@ -282,12 +310,16 @@ class OrtCpu(Target):
         _, spans = safetensors.layout(types)
         values = {k: store[k] for k in few_integers(types)}
         for i, g in enumerate(program.graphs):
-            model = emit(g, spans, values=values, wide=_wide(program, g.name),
+            model = emit(g, spans, values=values, wide=self.wide(program, g.name),
                          few=_few(program, g.name), kernels=self.kernels)
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, store.__getitem__,
                           lambda f: progress("weights", f))
+
+    def wide(self, program: Program, graph: str) -> bool:
+        """Does attention of this graph take several query slots over a past?"""
+        return _wide(program, graph)
 
     def prepare(self, progress: Callable[[str, float], None]) -> None:
         if self.kernels:
@@ -307,7 +339,7 @@ class OrtCpu(Target):
         if reason:
             raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
         finish = {c.graph for c in program.finish}
-        return Models(folder, self.provider, threads or _cores(), finish, notes)
+        return self.models(folder, self.provider, threads or _cores(), finish, notes)
 
     def available(self) -> str:
         try:
@@ -319,29 +351,6 @@ class OrtCpu(Target):
         if self.provider not in ort.get_available_providers():
             return f"this onnxruntime has no {self.provider}"
         return ""
-
-
-@target("ort-cuda")
-class OrtCuda(OrtCpu):
-    """ONNX Runtime on an NVIDIA GPU: the same lowering with the CUDA provider."""
-
-    passes = OrtCpu.passes.replace("channels-last, ", "")  # a layout for kernels it has not
-    provider = "CUDAExecutionProvider"
-    dtypes = ("f32", "f16", "bf16")
-    kernels = False
-    needs = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
-
-    def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
-        for op in sorted({n.op for g in program.graphs for n in g.nodes} & CPU_ONLY):
-            raise ArcError(f"ONNX Runtime has no CUDA kernel for {op}",
-                           hint="products by groups of weights run there: int8{block=128}, int4")
-        super().lower(program, store, folder, progress)
-
-    def open(self, program: Program, folder: Path, threads: int) -> Models:
-        with contextlib.suppress(AttributeError):
-            runtime().preload_dlls()
-        return super().open(program, folder, threads)
 
 
 def _aligned(types: Mapping[str, Type]) -> dict[str, Type]:
@@ -357,4 +366,4 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-__all__ = ["Graph", "Models", "OrtCpu", "OrtCuda", "Runner", "Session"]
+__all__ = ["Bound", "Graph", "Models", "OrtCpu", "Runner", "Session"]

@@ -28,15 +28,13 @@ from arcompile.targets.torch_ops import TORCH
 from arcompile.weights import Store
 
 torch = pytest.importorskip("torch")
-FOLDED = {"nearest", "quantize_blocks", "quantize_channels"}  # when an engine is built
-PLANNED = {"const", "arange", "full"}  # by the plan itself
 PASSES = TARGETS["torch-cpu"].passes
 KEYS = {"temperature": 0.0, "guidance": 2.0}
 assert torch_attention
 assert torch_quant
 
 
-@pytest.mark.parametrize("c", [c for c in CASES if c.op not in FOLDED | PLANNED], ids=str)
+@pytest.mark.parametrize("c", [c for c in CASES if c.op in TORCH], ids=str)
 def test_op(c):
     want = OPS[c.op].eval(*c.args, **c.attrs)
     got = TORCH[c.op](torch, *(torch.from_numpy(np.array(a)) for a in c.args), **c.attrs)
@@ -45,9 +43,11 @@ def test_op(c):
         np.testing.assert_allclose(a.numpy(), b, rtol=2e-5, atol=5e-6)
 
 
-def test_every_op_is_here():
-    assert OPS.keys() - TORCH.keys() == FOLDED | PLANNED
-    assert torch_kernels.KERNEL.keys() <= TORCH.keys()
+def test_ops_that_are_not_here_are_refused_by_name():
+    assert torch_kernels.KERNEL.keys() <= TORCH.keys() <= OPS.keys()
+    p = tiny.of("graph g(%x: f32[b,4]) {\n  %0 = nearest(%x) {k=1} : i64[b,1]\n  return y=%0\n}")
+    with pytest.raises(ArcError, match="op nearest has no torch form"):
+        _plan(p)
 
 
 def engine(folder, p, target, passes=PASSES):
