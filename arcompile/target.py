@@ -13,6 +13,8 @@ from arcompile.program import Program
 from arcompile.registry import Registry
 from arcompile.weights import Store
 
+RUN = "model_run"  # kind of the event that is a whole run of a graph
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

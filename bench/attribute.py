@@ -9,12 +9,11 @@ from dataclasses import dataclass, field, replace
 from arcompile.cost import Cost, constants, node_cost
 from arcompile.ir import Graph
 from arcompile.program import Program
-from arcompile.target import Event
+from arcompile.target import RUN, Event
 from arcompile.walk import walk
 
 # `origin/op:value#k`, and whatever a runtime that fused or moved the node appended
 NAME = re.compile(r"(?P<origin>.*)/(?P<op>\w+):(?P<value>[^#:/]+)#\d+")
-RUN = "model_run"
 NOTHING = Cost()
 OWN = "(the runtime's own)"  # nodes that no op of ours asked for: layouts, copies
 

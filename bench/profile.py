@@ -11,12 +11,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from arcompile.bench.attribute import RUN, Spot, attribute
+from arcompile.bench.attribute import Spot, attribute
 from arcompile.program import Program
 from arcompile.program_text import parse_program
 from arcompile.runtime.engine import Engine
 from arcompile.runtime.loop import Env
-from arcompile.target import TARGETS, Event
+from arcompile.target import RUN, TARGETS, Event
 
 PROGRAM = "program.arc"  # the program as it was lowered
 

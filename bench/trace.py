@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from arcompile.bench.attribute import NAME, RUN
+from arcompile.bench.attribute import NAME
 from arcompile.bench.profile import Profile
+from arcompile.target import RUN
 
 LOOP, KERNELS = 1, 2  # threads of the trace
 

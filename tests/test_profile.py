@@ -20,7 +20,7 @@ from arcompile.family import FAMILIES
 from arcompile.pipeline import parse_pipeline
 from arcompile.program_text import parse_program
 from arcompile.runtime.engine import load
-from arcompile.target import TARGETS, Event
+from arcompile.target import RUN, TARGETS, Event
 
 TOP = Ceilings(1e11, 1e10)
 
@@ -46,7 +46,7 @@ def test_every_run_is_noted(found):
 
 def test_the_parts_are_the_whole(found):
     """Three clocks: the kernels', the runtime's own, and the loop's."""
-    inside = sum(e.seconds for e in found.events if e.kind == attribute.RUN)
+    inside = sum(e.seconds for e in found.events if e.kind == RUN)
     assert 0 < found.kernels <= inside
     assert inside <= sum(s.seconds for s in found.spans) * 1.01 <= found.total * 1.01
     row = profile_report.row(found, TOP)
@@ -97,7 +97,7 @@ def test_names_survive_fusion():
 
 def test_lost_notes_are_told(found):
     cut = Profile(found.engine, 1.0, 1.0, 0.0, found.spans, found.events[:-1]
-                  if found.events[-1].kind == attribute.RUN else [], found.spots)
+                  if found.events[-1].kind == RUN else [], found.spots)
     assert cut.lost
 
 
@@ -143,6 +143,22 @@ def test_the_command(found, tmp_path, monkeypatch, capsys):
     assert "% of roof" in capsys.readouterr().out
     assert cli.run(["profile", str(folder), "--by", "oop"]) == 1
     assert "named 'oop'" in capsys.readouterr().err
+
+
+def test_torch_targets(tmp_path):
+    """Every call is noted, on the CPU by the clock."""
+    pytest.importorskip("torch")
+    p = engines.mixed()
+    folder = engines.write(tmp_path / "e", p, engines.none(), target="torch-cpu",
+                           info={"classes": 3})
+    (folder / "program.arc").write_text(str(p))
+    engines.signed(folder)
+    given = {"cond": np.array([1]), "extra": np.zeros((1, 2), np.float32)}
+    found = measure(load(folder), Asked(given))
+    assert found.lost == []
+    assert {s.op for s in found.spots} >= {"gather", "where", "mul"}
+    assert all(s.value != attribute.OWN for s in found.spots)
+    assert 0 < found.kernels <= sum(s.seconds for s in found.spans)
 
 
 def test_targets_without_a_profiler_refuse(tmp_path):

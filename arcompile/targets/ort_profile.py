@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arcompile.target import Event
+from arcompile.target import RUN, Event
 
 SUFFIX = "_kernel_time"
-RUN = "model_run"  # a whole run of a session, as the runtime itself saw it
 DEVICE = "Kernel"  # category of what ran on a GPU
 
 

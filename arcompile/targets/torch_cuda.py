@@ -20,7 +20,7 @@ from arcompile.kernels import lang
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env
-from arcompile.target import target
+from arcompile.target import Event, target
 from arcompile.targets.reference import Reference, stored
 
 EAGER = 2  # runs of a shape before it is captured: kernels compile and choose in them
@@ -47,6 +47,17 @@ class Models:
             return self.t.from_numpy(np.array(a).view(np.int16)).view(self.t.bfloat16).to(
                 self.device)
         return self.t.from_numpy(np.array(a)).to(self.device)
+
+    def watch(self) -> None:
+        from arcompile.targets.torch_profile import Notes
+
+        self.capture, self.notes = False, Notes(self.t, self.device)
+        for plan in self.plans.values():
+            plan.notes = self.notes
+
+    def events(self) -> list[Event]:
+        """What every call took since `watch`."""
+        return self.notes.events()
 
     def runner(self) -> Runner:
         return Runner(self)
@@ -136,6 +147,12 @@ class TorchCpu(Reference):
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         self._refuse()
         return Models(folder, program, "cpu", kernels=False, capture=False)
+
+    def profile(self, program: Program, folder: Path, threads: int, notes: Path) -> Models:
+        """Call by call: nothing is captured."""
+        models: Models = self.open(program, folder, threads)
+        models.watch()
+        return models
 
     def _refuse(self) -> None:
         if reason := self.available():

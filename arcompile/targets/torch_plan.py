@@ -8,8 +8,10 @@ from typing import Any
 
 from arcompile.errors import ArcError
 from arcompile.ir import Graph, Node, Value, bind, concrete
+from arcompile.target import RUN
 from arcompile.targets import torch_attention, torch_kernels, torch_quant
 from arcompile.targets.torch_ops import DTYPES, TORCH
+from arcompile.targets.torch_profile import Notes
 
 CACHES = {"cache_append": (0,), "decode_attention": (3, 4)}  # operands that are overwritten
 assert torch_attention
@@ -20,6 +22,7 @@ assert torch_quant
 class Step:
     """One call: run(torch, *arguments, **attrs). free: values that nobody reads later."""
 
+    op: str
     run: Callable[..., Any]
     args: tuple[Value, ...]
     outs: tuple[Value, ...]
@@ -36,6 +39,7 @@ class Plan:
         import torch
 
         self.g, self.t, self.device = g, torch, device
+        self.notes: Notes | None = None  # of a profiled run
         self.inputs = [p.name for p in g.params]
         self.states = [p.name for p in g.params if p.name in states]
         self.types = [(p.name, p.type) for p in g.params]
@@ -46,7 +50,7 @@ class Plan:
         kept = {v for _, v in g.results} | self.held.keys()
         last = {a: i for i, c in enumerate(calls) for a in c.args}
         self.steps = [
-            Step(c.run or self._op(c.op, kernels), c.args, c.outs, c.attrs,
+            Step(c.op, c.run or self._op(c.op, kernels), c.args, c.outs, c.attrs,
                  self._copies(c, i, last),
                  tuple(a for a in {*c.args} if last[a] == i and a not in kept))
             for i, c in enumerate(calls)]
@@ -82,13 +86,24 @@ class Plan:
 
     def run(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Tensors by parameter name in, results by name out. States are written in place."""
+        if self.notes is None:
+            return self._run(given)
+        before = self.notes.mark()
+        made = self._run(given)
+        self.notes.add(self.g.name, RUN, RUN, before)
+        return made
+
+    def _run(self, given: Mapping[str, Any]) -> dict[str, Any]:
         sizes = bind(self.types, {k: given[k].shape for k in self.inputs})
         env = {**self.held, **{p: given[p.name] for p in self.g.params}}
         for s in self.steps:
             args = [env[a] for a in s.args]
             for k in s.copies:
                 args[k] = args[k].clone()
+            before = self.notes.mark() if self.notes else None
             out = s.run(self.t, *args, **concrete(s.attrs, sizes))
+            if self.notes:
+                self.notes.add(self.g.name, f"(top)/{s.op}:{s.outs[0].name}#0", s.op, before)
             env.update(zip(s.outs, out if isinstance(out, tuple | list) else (out,), strict=True))
             for a in s.free:
                 del env[a]
