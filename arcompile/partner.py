@@ -34,11 +34,10 @@ def program(folder: str) -> Program:
 @lru_cache(4)
 def _read(folder: str, mark: str) -> Program:
     manifest, path = _manifest(folder), Path(folder)
-    wanted = {k: manifest["files"][k] for k in (TEXT, WEIGHTS) if k in manifest["files"]}
-    if len(wanted) != 2:
+    if not {TEXT, WEIGHTS} <= manifest["files"].keys():
         raise ArcError(f"{folder} has no {TEXT} with weights beside it",
                        hint="build it with this version")
-    bundle.verify(path, {"files": {**wanted, "program.json": manifest["files"]["program.json"]}})
+    bundle.verify(path, manifest)
     p = replace(parse_program((path / TEXT).read_text()), fold=None)
     p.verify()
     return p

@@ -36,6 +36,12 @@ class Runner(Protocol):
     def inputs(self, graph: str) -> list[str]:
         """What the graph reads, by name."""
 
+    def by_row(self, graph: str) -> set[str]:
+        """Those of its results that have a row of their own for each row."""
+
+    def first(self, value: Any, rows: int) -> Any:
+        """The first rows of a value, as one of its own."""
+
     def keep(self, graphs: set[str]) -> None:
         """No others will be run: let go of the buffers of the rest."""
 
@@ -116,6 +122,7 @@ class Loop:
         self.again = _again(program)
         self.rounds: list[Array] = []
         self.drew = False  # tokens; a program may draw continuous latents instead
+        self.of_rows = {k for k, t in program.state if t.shape[:1] == ("r",)}
 
     def _scales(self) -> Array:
         """Guidance by step and image, [steps, b]. Below 1 there is none, as upstream.
@@ -193,8 +200,21 @@ class Loop:
             done += _span(step)
             if later[i + 1] and later[i + 1] != later[i]:
                 self._forget(later[i + 1])
+            self._dismiss(done)
             if not step.window:
                 yield done
+
+    def _dismiss(self, done: int) -> None:
+        """Unconditional twins that no later step guides by leave: fewer rows, the same images."""
+        b, rest = self.q.images, self.scales[done:]
+        if self.sizes["r"] == b or self.keep_logits or not len(rest) or (rest != 1).any():
+            return
+        for name in self.of_rows & self.env.keys():
+            self.env[name] = self.runner.first(self.env[name], b)
+        self.past = self.past[:b]
+        self.env.update(image=np.arange(b), null_row=np.arange(b), is_null=np.zeros(b, bool),
+                        past=self.past)
+        self.sizes["r"] = b
 
     def _step(self, step: Step, again: int) -> None:
         where = np.array(step.commit, np.int64)
@@ -251,6 +271,7 @@ class Loop:
     def _run(self, graph: str, where: Array | None) -> None:
         out = self.runner.run(graph, self.env)
         self.env.update(out)
+        self.of_rows |= self.runner.by_row(graph)
         if where is not None and self.keep_logits and "logits" in out:
             rows = self.runner.numpy(out["logits"])
             self.logits.append((rows[self.env["row"]], rows[self.env["null_row"]]))

@@ -88,6 +88,7 @@ class Session:
         self.name, self.device = path.stem, device_of(provider)
         self.inputs = {i.name: _type(i) for i in self.model.get_inputs()}
         self.results = {o.name.removeprefix("out."): _type(o) for o in self.model.get_outputs()}
+        self.by_row = {k for k, t in self.results.items() if t.shape[:1] == ("r",)}
         self.symbolic = [(k, t) for k, t in self.inputs.items()
                          if any(isinstance(d, str) for d in t.shape)]
 
@@ -220,6 +221,15 @@ class Runner:
             self.bound[graph] = Bound(self.models.session(graph))
         return self.bound[graph].run(env)
 
+    def by_row(self, graph: str) -> set[str]:
+        return self.models.session(graph).by_row
+
+    def first(self, value: Any, rows: int) -> Any:
+        part = self.numpy(value)[:rows]
+        part = part if self.models.device != "cpu" else _own_pages(part)
+        return runtime().OrtValue.ortvalue_from_numpy(
+            np.ascontiguousarray(part), self.models.device, 0)
+
     def keep(self, graphs: set[str]) -> None:
         self.bound = {k: v for k, v in self.bound.items() if k in graphs}
 
@@ -228,11 +238,14 @@ class Runner:
 
 
 def _own_pages(x: Array) -> Array:
-    """Zeros like x in pages of their own: freed, they go back to the system, and not to a heap
-    that keeps them while the image decoder needs the memory."""
+    """x in pages of its own: freed, they go back to the system, and not to a heap that keeps them
+    while the image decoder needs the memory."""
     if x.nbytes < PAGES:
         return x
-    return np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype).reshape(x.shape)
+    made = np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype).reshape(x.shape)
+    if x.any():
+        made[...] = x
+    return made
 
 
 class Models:

@@ -40,6 +40,12 @@ class Runner:
             raise ArcError(f"graph {graph} cannot run: {type(e).__name__}: {quoted(e)}",
                            hint="the inputs, or the engine, are not what they should be") from e
 
+    def by_row(self, graph: str) -> set[str]:
+        return {k for k, v in self.graphs[graph].results if v.type.shape[:1] == ("r",)}
+
+    def first(self, value: Array, rows: int) -> Array:
+        return value[:rows].copy()
+
     def keep(self, graphs: set[str]) -> None:
         """Nothing is held."""
 
