@@ -67,8 +67,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every listed file is there, plain, and byte for byte what was written. Raises ArcError."""
-    for name, said in manifest["files"].items():
+    """Every listed file is there, plain, and byte for byte what was written, and nothing beside
+    them is what a target would run. Raises ArcError."""
+    intact(folder, manifest["files"])
+    listed = {*manifest["files"], MANIFEST}
+    if "program.json" not in listed:
+        raise ArcError(f"the manifest of {folder} does not list program.json")
+    strange = sorted(p.name for p in folder.iterdir() if p.suffix in RUN and p.name not in listed)
+    if strange:
+        raise ArcError(f"{strange[0]} is in {folder}, but its manifest does not list it",
+                       hint="somebody put it there: take it out, or build the engine again")
+
+
+def intact(folder: Path, files: Mapping[str, Any]) -> None:
+    """These of the listed files are there, plain, and what was written. Raises ArcError."""
+    for name, said in files.items():
         if not isinstance(said, dict) or not _plain(name):
             raise ArcError(f"the manifest of {folder} lists an impossible file {name!r}")
         path = folder / name
@@ -81,13 +94,6 @@ def verify(folder: Path, manifest: Mapping[str, Any]) -> None:
         if not _intact(path, said):
             raise ArcError(f"engine file {name} is not what was built: its sha256 differs",
                            hint="rebuild the engine, or copy it again")
-    listed = {*manifest["files"], MANIFEST}
-    if "program.json" not in listed:
-        raise ArcError(f"the manifest of {folder} does not list program.json")
-    strange = sorted(p.name for p in folder.iterdir() if p.suffix in RUN and p.name not in listed)
-    if strange:
-        raise ArcError(f"{strange[0]} is in {folder}, but its manifest does not list it",
-                       hint="somebody put it there: take it out, or build the engine again")
 
 
 def _plain(name: str) -> bool:
