@@ -46,7 +46,7 @@ class Version:
 
     run takes the tensors and options of the meaning, by name, and returns its results in order.
     needs: packages. arch: compute capabilities it is compiled for, at least. takes: "" or the
-    reason it cannot do a case.
+    reason it cannot do a case. tune: further options of `run` worth trying, such as block sizes.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Version:
     arch: tuple[int, ...]
     dtypes: tuple[str, ...]
     takes: Callable[[Case], str]
+    tune: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
     def idea(self) -> str:
@@ -122,12 +123,14 @@ def declare(name: str, **how: Any) -> Kernel:
 
 def kernel(name: str, *, needs: Sequence[str] = ("triton",), arch: Sequence[int] = (80, 90),
            dtypes: Sequence[str] = DTYPES,
-           takes: Callable[[Case], str] = lambda c: "") -> Callable[[Any], Any]:
+           takes: Callable[[Case], str] = lambda c: "",
+           tune: Sequence[Mapping[str, Any]] = ({},)) -> Callable[[Any], Any]:
     """Declare a version of kernel `name`; the function's name is the version's."""
 
     def add(fn: Callable[..., Any]) -> Callable[..., Any]:
         if not _is_main(fn):
-            made = Version(fn.__name__, fn, tuple(needs), tuple(arch), tuple(dtypes), takes)
+            made = Version(fn.__name__, fn, tuple(needs), tuple(arch), tuple(dtypes), takes,
+                           tuple(tune))
             KERNELS[name].versions[made.name] = made
         return fn
 

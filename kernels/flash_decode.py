@@ -286,14 +286,15 @@ def _fits(c: Case) -> str:
     return "" if c.e <= 256 and c.e % 2 == 0 else f"heads of {c.e}, it takes even ones up to 256"
 
 
-@kernel("flash_decode", takes=_fits)
+@kernel("flash_decode", takes=_fits, tune=({"block": 32, "warps": 2}, {"block": 64}))
 def v1(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any,
        **more: Any) -> tuple[Any, ...]:
     """one program a head"""
     return _run(1, q, k, v, kc, vc, past, cos, sin, **more)
 
 
-@kernel("flash_decode", takes=_fits)
+@kernel("flash_decode", takes=_fits, tune=[
+    {"splits": n, "block": b, "warps": w} for n in (4, 8, 16) for b, w in ((32, 2), (64, 4))])
 def v2(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, splits: int = 8,
        **more: Any) -> tuple[Any, ...]:
     """the keys split over programs, and a second launch that joins what they found"""

@@ -150,8 +150,9 @@ def v1(x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool, block: int =
     return out
 
 
-@kernel("group_norm_silu", takes=lambda c: "" if c.c // c.groups * c.hw > 64 else (
-    "groups of 64 numbers or fewer are not worth splitting"))
+@kernel("group_norm_silu", tune=({"block": 512}, {"block": 1024}, {"block": 2048}),
+        takes=lambda c: "" if c.c // c.groups * c.hw > 64 else (
+            "groups of 64 numbers or fewer are not worth splitting"))
 def v2(x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool, block: int = 1024,
        chunks: int = 0) -> Any:
     """many programs a group: moments of chunks, then joined and applied"""

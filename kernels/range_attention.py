@@ -228,7 +228,10 @@ def v1(q: Any, k: Any, v: Any, start: Any, end: Any, **more: Any) -> Any:
     return _run(False, q, k, v, start, end, **more)
 
 
-@kernel("range_attention", takes=_fits)
+TUNE = ({}, {"blocks": (64, 32)}, {"blocks": (128, 64), "warps": 8}, {"stages": 3})
+
+
+@kernel("range_attention", takes=_fits, tune=TUNE)
 def v2(q: Any, k: Any, v: Any, start: Any, end: Any, **more: Any) -> Any:
     """blocks that every row sees whole are not masked"""
     return _run(True, q, k, v, start, end, **more)

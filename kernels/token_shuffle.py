@@ -129,7 +129,11 @@ def _fits(c: Case) -> str:
     return "" if c.mode != "unshuffle" or c.m % c.s**2 == 0 else "columns do not split by window"
 
 
-@kernel("token_shuffle", takes=_fits)
+TUNE = ({}, {"blocks": (128, 64, 32)}, {"blocks": (64, 128, 32)},
+        {"blocks": (128, 128, 32), "warps": 8})
+
+
+@kernel("token_shuffle", takes=_fits, tune=TUNE)
 def v1(x: Any, weight: Any, bias: Any, mode: str, grid: tuple[int, int], window: int, gelu: bool,
        residual: Any = None, blocks: tuple[int, int, int] = (64, 64, 32), warps: int = 4,
        stages: int = 3) -> Any:

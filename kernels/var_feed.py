@@ -173,7 +173,7 @@ def v1(token: Any, codebook: Any, weight: Any, bias: Any, f_hat: Any, **more: An
     return _run(False, token, codebook, weight, bias, f_hat, **more)
 
 
-@kernel("var_feed", takes=_fits)
+@kernel("var_feed", takes=_fits, tune=({"block": 16}, {"block": 32}))
 def v2(token: Any, codebook: Any, weight: Any, bias: Any, f_hat: Any, **more: Any) -> Any:
     """one launch: each tap of the convolution enlarges what it needs"""
     return _run(True, token, codebook, weight, bias, f_hat, **more)

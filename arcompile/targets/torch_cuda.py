@@ -16,7 +16,7 @@ import numpy as np
 from arcompile import dims
 from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Type
-from arcompile.kernels import lang
+from arcompile.kernels import lang, tune
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env
@@ -174,6 +174,11 @@ class TorchCuda(TorchCpu):
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         self._refuse()
+        import torch
+
+        from arcompile.targets import torch_kernels
+
+        torch_kernels.choose(torch.cuda.get_device_name(), tune.kept(), folder / tune.FILE)
         return Models(folder, program, "cuda", kernels=not lang.missing(), capture=True)
 
     def available(self) -> str:

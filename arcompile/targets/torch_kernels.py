@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from arcompile import debug
 from arcompile.errors import ArcError
 from arcompile.ir import Graph, Node, Value
-from arcompile.kernel import KERNELS, Version, case
-from arcompile.kernels.check import absent
+from arcompile.kernel import KERNELS, case
+from arcompile.kernels.tune import Choices
 from arcompile.targets.torch_attention import cache_append, rope
 from arcompile.targets.torch_ops import TORCH
 
 NAMES = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
 KERNEL: dict[str, Callable[..., Any]] = {}
+CHOICES = Choices("")  # of no device: the last version of each that takes a case
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,22 @@ def takes_over(*names: str) -> Callable[[Any], Any]:
     return declare
 
 
-def best(name: str, x: Any, **sizes: Any) -> Version | None:
-    """The version to run, or None (and a line in the debug log) when there is none for it."""
+def best(name: str, x: Any, **sizes: Any) -> Callable[..., Any] | None:
+    """What to call, or None (and a line in the debug log) when no version takes it."""
     try:
-        return KERNELS[name].best(case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes), absent)
+        return CHOICES.pick(KERNELS[name], case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes))
     except ArcError as e:
         debug.log(4, f"miss {name}: {e.hint}")
         return None
+
+
+def choose(device: str, *files: Path) -> None:
+    """From now on, versions as measured on this device; later files win."""
+    global CHOICES
+    CHOICES = Choices(device)
+    for path in files:
+        if reason := CHOICES.read(path):
+            debug.log(1, reason)
 
 
 @takes_over("residual_norm")
@@ -53,7 +64,7 @@ def residual_norm(t: Any, x: Any, y: Any, *affine: Any, eps: float) -> Any:
     if v is None:
         return TORCH["residual_norm"](t, x, y, *affine, eps=eps)
     more = dict(zip(("weight", "bias"), affine, strict=False))
-    out, total = v.run(x.reshape(-1, d).contiguous(), kind="rms", eps=eps,
+    out, total = v(x.reshape(-1, d).contiguous(), kind="rms", eps=eps,
                        y=y.reshape(-1, d).contiguous(), **more)
     return out.reshape(x.shape), total.reshape(x.shape)
 
@@ -65,7 +76,7 @@ def group_norm(t: Any, x: Any, w: Any, b: Any, groups: int, eps: float, silu: bo
     v = best("group_norm_silu", x, n=n, c=c, hw=flat.shape[2], groups=groups)
     if v is None:
         return TORCH["group_norm_silu" if silu else "group_norm"](t, x, w, b, groups, eps)
-    return v.run(flat, w, b, groups=groups, eps=eps, silu=silu).reshape(x.shape)
+    return v(flat, w, b, groups=groups, eps=eps, silu=silu).reshape(x.shape)
 
 
 KERNEL["group_norm"] = lambda t, *x, **how: group_norm(t, *x, silu=False, **how)
@@ -79,7 +90,7 @@ def verify(t: Any, p: Any, *more: Any, coupling: str) -> Any:
         return TORCH["verify"](t, p, *more, coupling=coupling)
     names = ("rest", "weight", "draft", "chance", "noise", "done", "gumbel")
     held = {k: x.contiguous() for k, x in zip(names, more, strict=False)}
-    return v.run(p.contiguous(), coupling=coupling, **held)
+    return v(p.contiguous(), coupling=coupling, **held)
 
 
 @takes_over("attention")
@@ -95,7 +106,7 @@ def attention(t: Any, q: Any, k: Any, v: Any, *more: Any, heads: int, kv_heads: 
         return TORCH["attention"](t, q, k, v, *more, heads=heads, kv_heads=kv_heads, scale=scale,
                                   mask=mask, extra=extra)
     start, end = ranges(t, q.shape[1], more[0], mask)
-    return found.run(q.contiguous(), k, v, start, end, heads=heads, kv_heads=kv_heads, scale=scale)
+    return found(q.contiguous(), k, v, start, end, heads=heads, kv_heads=kv_heads, scale=scale)
 
 
 def ranges(t: Any, s: int, past: Any, mask: str) -> tuple[Any, Any]:
@@ -118,7 +129,7 @@ def decode_attention(t: Any, q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any
                      e=q.shape[2] // heads, slots=kc.shape[2], mask=mask, keep=bool(keep))
     if found is not None:
         tables = (cos.float(), sin.float())
-        return found.run(q.contiguous(), k.contiguous(), v.contiguous(), kc, vc, past, *tables,
+        return found(q.contiguous(), k.contiguous(), v.contiguous(), kc, vc, past, *tables,
                          interleaved=interleaved, **how)
     kc = cache_append(t, kc, rope(t, k, cos, sin, past, kv_heads, interleaved), past)
     vc = cache_append(t, vc, v, past)
@@ -206,7 +217,7 @@ def _logits_chain(t: Any, logits: Any, row: Any, null_row: Any, scale: Any, temp
     b, c = noise.shape[:2]
     v = best("logits_chain", logits, b=b, c=c, v=logits.shape[-1])
     if v is not None:
-        return v.run(logits=logits.contiguous(), row=row, null_row=null_row, scale=scale,
+        return v(logits=logits.contiguous(), row=row, null_row=null_row, scale=scale,
                      temperature=temperature, top_k=top_k, top_p=top_p, most=most, noise=noise)
     own, null = (logits.index_select(0, x) for x in (row, null_row))
     law = TORCH["filter_logits"](t, own + (scale - 1)[:, None, None] * (own - null), temperature,
@@ -242,6 +253,6 @@ def _adaln(t: Any, x: Any, scale: Any, shift: Any, eps: float) -> Any:
     v = best("add_norm", x, n=r * s, d=d, rows=s)
     if v is None or scale.shape[0] != r:
         return TORCH["layer_norm"](t, x, eps=eps) * scale + shift
-    out, _ = v.run(x.reshape(-1, d).contiguous(), kind="layer", eps=eps, rows=s, one=0.0,
+    out, _ = v(x.reshape(-1, d).contiguous(), kind="layer", eps=eps, rows=s, one=0.0,
                    scale=scale.reshape(r, d).contiguous(), shift=shift.reshape(r, d).contiguous())
     return out.reshape(x.shape)

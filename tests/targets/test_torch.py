@@ -161,9 +161,8 @@ def test_kernels_draw_the_same_tokens(pair):
     ours, theirs = pair
     models = Models(ours.folder, ours.program, "cpu", kernels=True, capture=False)
     ours.__dict__["models"] = models  # instead of the ones that `load` would open
-    for how in ({"temperature": 0.0}, {"temperature": 1.0, "top_k": 5}):
-        a, b = (e.generate([1, 2], seed=3, guidance=2.0, **how) for e in (ours, theirs))
-        assert (a.tokens == b.tokens).all()
+    a, b = (e.generate([1, 2], seed=3, guidance=2.0, top_k=5) for e in (ours, theirs))
+    assert (a.tokens == b.tokens).all()
     del ours.__dict__["models"]
 
 

@@ -184,15 +184,14 @@ void Library::must(OrtStatus* status, const std::string& what) const {
   }
 }
 
-// A graph that would run on the CPU in part is refused.
+// Appending fails where the provider cannot run. ONNX Runtime counts shapes on the CPU, so that
+// session.disable_cpu_ep_fallback would refuse every graph that has any.
 void Library::use_device(OrtSessionOptions* options) const {
   OrtCUDAProviderOptionsV2* raw = nullptr;
   std::string why = said(api_->CreateCUDAProviderOptions(&raw));
   const Owned<OrtCUDAProviderOptionsV2> held{raw, {api_->ReleaseCUDAProviderOptions}};
   if (why.empty()) why = said(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
   if (!why.empty()) cannot_run(provider_, why);
-  must(api_->AddSessionConfigEntry(options, "session.disable_cpu_ep_fallback", "1"),
-       "ONNX Runtime cannot start");
 }
 
 Ref Library::room(const OrtSession* session, DType dtype, Shape shape) const {
