@@ -147,7 +147,7 @@ FLOPS: dict[str, Callable[[_At], int]] = {
     "kv_watch": lambda at: 2 * at.count(at.node.args[2]),
     "conv2d": _conv2d, "conv2d_int8": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention, "conv_last": _conv_last,
-    "norm_conv_last": _norm_conv_last,
+    "norm_conv_last": _norm_conv_last, "linear_int8": _matmul,
     **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
 }
 

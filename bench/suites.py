@@ -51,6 +51,8 @@ SUITES = {s.name: s for s in (
     Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20, block=3),
     Suite("var-d16", "var", "d16", guidance=1.5, top_k=900, block=10,
           limits={"eager_vs_image": 1.05}),
+    Suite("var-d16-int8", "var", "d16", guidance=1.5, top_k=900, block=10,
+          passes="int8, int8-tiles, bf16-conv", limits={"eager_vs_image": 3.0}),
     Suite("mar-base", "mar", "base", guidance=2.9, top_k=0, block=8,
           limits={"eager_vs_step": 1.15}),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),

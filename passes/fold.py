@@ -13,7 +13,8 @@ from arcompile.program import Program
 from arcompile.program_text import FOLD
 from arcompile.weights import used
 
-PACKS = ("pack_conv", "narrow_conv")  # layouts for kernels: padded, yet never made at run time
+# Layouts for kernels: padded, yet never made at run time.
+PACKS = ("pack_conv", "narrow_conv", "pack_linear")
 
 
 @register("fold")

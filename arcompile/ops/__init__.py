@@ -8,6 +8,7 @@ from arcompile.ops import (
     channels_last,
     kv,
     kv_formats,
+    linear,
     nn,
     quant,
     quant_conv,
@@ -17,6 +18,6 @@ from arcompile.ops import (
 )
 
 __all__ = [
-    "attention", "channels_last", "kv", "kv_formats", "nn", "quant", "quant_conv",
+    "attention", "channels_last", "kv", "kv_formats", "linear", "nn", "quant", "quant_conv",
     "sampling", "speculation", "tensor",
 ]

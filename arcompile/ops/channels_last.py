@@ -26,7 +26,7 @@ LEAST_SILU = np.float32(-0.27846455)  # the least value of silu
 ENLARGED = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # parity -> taps of 2 from 3
 
 
-def _columns(channels: int) -> tuple[int, int]:
+def columns(channels: int) -> tuple[int, int]:
     """(panels, width) for so many output channels."""
     width = LANES if channels <= LANES else WIDTH
     return -(-channels // width), width
@@ -38,7 +38,7 @@ def _pack(w: Type, *, twice: bool = False) -> list[Type]:
         raise IRError(f"cannot pack {w}: it is no kernel of 1x1 or 3x3")
     if fixed[1] % LANES or (twice and fixed[2] != 3):
         raise IRError(f"cannot pack {w}: {fixed[1]} input channels, twice={twice}")
-    (panels, width), sets, k = _columns(fixed[0]), 4 if twice else 1, 2 if twice else fixed[2]
+    (panels, width), sets, k = columns(fixed[0]), 4 if twice else 1, 2 if twice else fixed[2]
     return [Type("f32", (sets, panels, k, k, fixed[1], width, 1)),
             Type("f32", (sets, 2, panels * width))]
 
@@ -55,7 +55,7 @@ def pack_conv(w: Array, *, twice: bool = False) -> tuple[Array, Array]:
         k, e = 2, ENLARGED.astype(np.float32)
         sets = [np.einsum("ocij,yi,xj->ocyx", w, e[a], e[b], optimize=True)
                 for a in (0, 1) for b in (0, 1)]
-    panels, width = _columns(co)
+    panels, width = columns(co)
     full = np.zeros((len(sets), panels * width, ci, k, k), np.float32)
     full[:, :co] = np.stack(sets)
     packed = full.reshape(len(sets), panels, width, ci, k, k).transpose(0, 1, 4, 5, 3, 2)
@@ -117,12 +117,11 @@ def _conv(x: Type, w: Type, scale: Type, bias: Type, *residual: Type) -> Type:
     if x.rank != 4 or w.rank != 7 or bias.rank != 1 or w.dtype not in PER:
         raise IRError(f"cannot convolve {x} by packed {w} with {bias}")
     sets, panels, _, _, words, width, per = w.shape
-    columns = panels * width if isinstance(panels, int) and isinstance(width, int) else 0
+    whole = panels * width if isinstance(panels, int) and isinstance(width, int) else 0
     co, ci = bias.shape[0], words * per if isinstance(words, int) and isinstance(per, int) else 0
-    if x.shape[3] != ci or per != PER[w.dtype] or scale.shape != (sets, 2, columns):
+    if x.shape[3] != ci or per != PER[w.dtype] or scale.shape != (sets, 2, whole):
         raise IRError(f"packed {w} and scale {scale} do not fit {x}")
-    if not isinstance(co, int) or (columns, width) != (_columns(co)[0] * _columns(co)[1],
-                                                       _columns(co)[1]):
+    if not isinstance(co, int) or (panels, width) != columns(co):
         raise IRError(f"bias {bias} does not fit packed {w}")
     f = 2 if sets == 4 else 1
     made = Type(x.dtype, (x.shape[0], dims.mul(x.shape[1], f), dims.mul(x.shape[2], f), co))

@@ -283,7 +283,7 @@ def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:
 
 
 MODULES = ("onnx_ops", "onnx_attention", "onnx_channels_last", "onnx_kv", "onnx_kv_formats",
-           "onnx_quant", "onnx_sampling", "onnx_speculation")
+           "onnx_linear", "onnx_quant", "onnx_sampling", "onnx_speculation")
 
 
 def fill() -> None:

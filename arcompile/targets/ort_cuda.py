@@ -26,7 +26,7 @@ from arcompile.targets.onnx_emit import DTYPES as ELEMENT
 from arcompile.targets.ort import Bound, Models, OrtCpu, Runner, runtime
 from arcompile.weights import Store
 
-CPU_ONLY = {"quantize_rows", "matmul_int8", "conv2d_int8"}  # products of integers
+CPU_ONLY = {"quantize_rows", "matmul_int8", "conv2d_int8", "linear_int8"}  # products of integers
 CUDA = {
     "arena_extend_strategy": "kSameAsRequested",  # states and caches are large and few
     "cudnn_conv_algo_search": "HEURISTIC",  # the first picture does not wait for a search

@@ -103,6 +103,7 @@ struct Ops {
   const Declared* end() const { return first + count; }
 };
 
-Ops conv_ops();  // conv.cpp
+Ops conv_ops();    // conv.cpp
+Ops linear_ops();  // linear.cpp
 
 }  // namespace arc

@@ -120,8 +120,9 @@ inline void put(Integer, int32_t* at, F32 v, float inverse, float zero) {
   std::memcpy(at, &bytes, sizeof bytes);
 }
 
-inline F32 silu(F32 v) {
-#if defined(__AVX512F__)  // e^-v by powers of two that saturate, 1 / (1 + e^-v) by one Newton step
+#if defined(__AVX512F__)
+// e^-v by powers of two that saturate, 1 / (1 + e^-v) by one Newton step.
+inline F32 sigmoid(F32 v) {
   const __m512 x = _mm512_min_ps(as<__m512>(-v), as<__m512>(all(87.0f)));
   const F32 n = as<F32>(_mm512_roundscale_ps(as<__m512>(as<F32>(x) * 1.44269504088896341f), 0));
   const F32 r = (as<F32>(x) - n * 0.693145751953125f) - n * 1.42860682030941723e-6f;
@@ -133,7 +134,13 @@ inline F32 silu(F32 v) {
   p = p * r + 1.0f;
   const F32 d = 1.0f + as<F32>(_mm512_scalef_ps(as<__m512>(p), as<__m512>(n)));
   const F32 y = as<F32>(_mm512_rcp14_ps(as<__m512>(d)));
-  return v * (y * (2.0f - d * y));
+  return y * (2.0f - d * y);
+}
+#endif
+
+inline F32 silu(F32 v) {
+#if defined(__AVX512F__)
+  return v * sigmoid(v);
 #else
   return v / (1.0f + exp(-v));
 #endif
@@ -215,6 +222,58 @@ void scale(const int32_t* sums, bool integers, const float* by, const float* shi
   }
 }
 
+// --- linear layers --------------------------------------------------------------------------------
+
+float round_row(const float* x, int64_t count, uint8_t* q) {
+  const I32 magnitude = I32{} + 0x7fffffff;
+  F32 most = {};
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) {
+    const F32 v = as<F32>(as<I32>(load(x + i)) & magnitude);
+    most = pick(v > most, v, most);
+  }
+  float peak = max(most);
+  for (; i < count; ++i) peak = std::fabs(x[i]) > peak ? std::fabs(x[i]) : peak;
+  const float step = (peak > 1e-30f ? peak : 1e-30f) / 127.0f, inverse = 1.0f / step;
+  for (i = 0; i + LANES <= count; i += LANES)
+    put(Integer{}, reinterpret_cast<int32_t*>(q + i), load(x + i), inverse, 128.0f);
+  for (; i < count; ++i) {
+    const float v = std::nearbyint(x[i] * inverse) + 128.0f;
+    q[i] = static_cast<uint8_t>(v < 0 ? 0 : v > 255 ? 255 : v);
+  }
+  return step;
+}
+
+// x * sigmoid(2 u), the tanh form of gelu: u = sqrt(2/pi) (x + 0.044715 x^3).
+inline F32 gelu(F32 x) {
+  const F32 u = x * (1.5957691216f + 0.0713548162726f * x * x);
+#if defined(__AVX512F__)
+  return x * sigmoid(u);
+#else
+  return x / (1.0f + exp(-u));
+#endif
+}
+
+inline F32 some(const float* p, int64_t count) {
+  float held[LANES] = {};
+  std::memcpy(held, p, count * sizeof(float));
+  return load(held);
+}
+
+void tail(const Tail& t, float* y, int64_t count) {
+  for (int64_t i = 0; i < count; i += LANES) {
+    const int64_t n = count - i < LANES ? count - i : LANES;
+    const auto at = [=](const float* p) { return n == LANES ? load(p + i) : some(p + i, n); };
+    const I32 own = __builtin_convertvector(load(t.own + i), I32);  // columns are padded to LANES
+    F32 v = __builtin_convertvector(words_at(t.sums + i) - own * 128, F32);
+    v = v * load(t.scale + i) * t.step + at(t.bias);
+    if (t.gelu) v = gelu(v);
+    if (t.gain) v = v * at(t.gain);
+    if (t.residual) v += at(t.residual);
+    std::memcpy(y + i, &v, n * sizeof(float));
+  }
+}
+
 }  // namespace
 
 #define ARC_TEXT(x) #x
@@ -223,7 +282,7 @@ extern const Tiles tile_table;
 const Tiles tile_table = {ARC_NAME(ARC_ISA),
                           {sum<Float>, sum<Brain>, sum<Integer>},
                           {pack<Float, 1>, pack<Brain, 2>, pack<Integer, 4>},
-                          moments, scale};
+                          moments, scale, round_row, tail};
 
 }  // namespace ARC_ISA
 }  // namespace arc

@@ -14,6 +14,16 @@ constexpr int64_t PER_WORD[FORMS] = {1, 2, 4};
 constexpr int64_t PIXELS = 8;   // rows of a tile
 constexpr int64_t WIDTH = 32;   // columns of a tile; 16 where there are no more
 
+// What becomes of one row of a linear layer's sums: (sums - 128 own) * scale * step + bias, gelu
+// where wanted, times gain and on top of residual where those are there.
+struct Tail {
+  const int32_t* sums;
+  const float *scale, *own;  // of each column, and the sum of its integers
+  float step;                // of the row
+  const float *bias, *gain, *residual;
+  bool gelu;
+};
+
 struct Tiles {
   const char* name;
   // sums[pixels,width] = for each tap t and word k: x[taps[t] + pixel * stride + k] . w[t,k,:],
@@ -33,6 +43,9 @@ struct Tiles {
   void (*scale)(const int32_t* sums, bool integers, const float* scale, const float* shift,
                 const float* residual, float* y, int64_t count, int64_t pixels, int64_t width,
                 int64_t stride);
+  // q = x / step + 128, rounded, for the largest |x| to be 127 steps; returns the step.
+  float (*round_row)(const float* x, int64_t count, uint8_t* q);
+  void (*tail)(const Tail& t, float* y, int64_t count);
 };
 
 const Tiles& tiles();

@@ -1,4 +1,4 @@
-"""Channels-last convolutions: each instruction set's tiles, the kernels against the meanings of
+"""Channels-last convolutions and 8-bit linear layers: each instruction set's tiles, the kernels against the meanings of
 the ops, and the standard ops they stand for."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from arcompile.ir import Builder, evaluate
+from arcompile.ir import OPS, Builder, Graph, evaluate
 from arcompile.kernels import cpu
 from arcompile.ops.channels_last import PER, of_bf16, to_bf16
 from arcompile.safetensors import layout, write
@@ -23,7 +23,8 @@ PACK = ctypes.CFUNCTYPE(None, P, P, P, ctypes.c_bool, I64, I64, F, F, P)
 
 class Tiles(ctypes.Structure):
     _fields_ = [("name", ctypes.c_char_p), ("sum", SUM * 3), ("pack", PACK * 3),
-                ("moments", ctypes.CFUNCTYPE(None, P, P, I64, I64, P, P, P, P)), ("scale", P)]
+                ("moments", ctypes.CFUNCTYPE(None, P, P, I64, I64, P, P, P, P)), ("scale", P),
+                ("round_row", P), ("tail", P)]
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +158,6 @@ def _both(library, tmp_path, dtype, size, ci, co, k, norm, residual, twice):
     w = RNG.standard_normal((co, ci, k, k)).astype(np.float32) / np.sqrt(ci * k * k)
     env = {made[0].args[0]: w}
     for n in made:
-        from arcompile.ir import OPS
         env.update(zip(n.outs, OPS[n.op].eval(*(env[a] for a in n.args), **n.attrs), strict=True))
     packed, scale = (env[v] for v in made[-1].outs)
     weights = {"@p": packed, "@s": scale, "@bias": RNG.standard_normal(co).astype(np.float32),
@@ -177,3 +177,48 @@ def _both(library, tmp_path, dtype, size, ci, co, k, norm, residual, twice):
     assert off < {"f32": 1e-5, "bf16": 1e-2, "i8": 3e-2}[dtype]
     assert (session(tmp_path, model, library).run(None, {k: v[1:] for k, v in feed.items()})[0]
             == got[1:]).all()  # whatever else is in the batch
+
+
+# --- linear layers -------------------------------------------------------------------------------
+
+ROUND = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)
+
+
+def test_round_row(tiles):
+    for n in (1, 16, 77, 400):
+        x, q = RNG.standard_normal(n).astype(np.float32), np.empty(n, np.uint8)
+        step = ROUND(tiles.round_row)(x.ctypes.data, n, q.ctypes.data)
+        want, scale = OPS["quantize_rows"].eval(x[None])
+        assert step == pytest.approx(scale.item(), rel=1e-6)
+        assert np.abs(q - want[0].astype(int)).max() <= 1
+        assert (q == want[0]).mean() > 0.98
+    zeros, q = np.zeros(20, np.float32), np.empty(20, np.uint8)
+    assert ROUND(tiles.round_row)(zeros.ctypes.data, 20, q.ctypes.data) > 0
+    assert (q == 128).all()
+
+
+@pytest.mark.parametrize(("r", "s", "k", "n", "gelu", "more"), [
+    (2, 9, 64, 96, False, False), (2, 37, 2304, 48, True, False), (3, 8, 60, 33, False, True),
+    (1, 1, 32, 16, True, True)])
+def test_linear(library, tmp_path, r, s, k, n, gelu, more):
+    b = Builder("g")
+    x = b.param("x", f"f32[r,s,{k}]")
+    w = RNG.standard_normal((k, n)).astype(np.float32) / np.sqrt(k)
+    held = OPS["pack_linear"].eval(*OPS["quantize_channels"].eval(w, axis=1))
+    weights = {"@w": held[0], "@s": held[1], "@bias": RNG.standard_normal(n).astype(np.float32)}
+    args = [b.weight("w", f"i8[{','.join(map(str, held[0].shape))}]"),
+            b.weight("s", f"f32[2,{held[1].shape[1]}]"), b.weight("bias", f"f32[{n}]")]
+    rest = [b.param("gain", f"f32[r,1,{n}]"), b.param("onto", f"f32[r,s,{n}]")] if more else []
+    g: Graph = b.graph(y=b.linear_int8(x, *args, *rest, gelu=gelu))
+    shapes = {"x": (r, s, k), "gain": (r, 1, n), "onto": (r, s, n)}
+    feed = {p.name: RNG.standard_normal(shapes[p.name]).astype(np.float32) for p in g.params}
+    want = evaluate(g, feed, weights)["y"]
+    types = {v.name: v.type for v in g.weights}
+    write(tmp_path / WEIGHTS, types, weights.__getitem__)
+    model = emit(g, layout(types)[1], kernels=True)
+    for lib in (library, None):
+        got = session(tmp_path, model, lib).run(None, feed)[0]
+        assert got.shape == want.shape
+        assert np.abs(got - want).max(initial=0) < 0.03
+        if want.size:
+            assert np.linalg.norm(got - want) / np.linalg.norm(want) < 2e-3
