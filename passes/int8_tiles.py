@@ -89,7 +89,7 @@ class _Layers:
 
     def _next(self, v: Value, op: str) -> Node | None:
         """The one reader of v, where it is this op."""
-        users = self.g.users.get(v, ())
+        users = [*self.g.users.get(v, ())]
         alone = len(users) == 1 and v not in self.results
         return users[0] if alone and users[0].op == op else None
 
@@ -108,7 +108,7 @@ class _Layers:
             return chain
         by, onto = _other(gain, v), _other(total, gain.outs[0])
         t = v.type
-        fits = by.type.shape == (t.shape[0], 1, t.shape[-1]) and onto.type == t and t.rank == 3
+        fits = t.rank == 3 and onto.type == t and by.type.shape == (t.shape[0], 1, t.shape[-1])
         return [*chain, gain, total] if fits else chain
 
     def _layer(self, n: Node, chain: list[Node]) -> list[Node]:
@@ -117,7 +117,8 @@ class _Layers:
         x = self.g.producer[q].args[0]
         size, at = w.type.shape[1], n.outs[0]
         packed = self.b.pack_linear(w, scale)
-        bias, gelu, more = None, False, []
+        bias, gelu = None, False
+        more: list[Value] = []
         for m in chain[1:]:
             if m.op == "gelu":
                 gelu = True

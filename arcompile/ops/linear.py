@@ -6,8 +6,6 @@ scale of each column, and the sum of its integers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from arcompile.errors import IRError
@@ -45,10 +43,11 @@ def _linear(x: Type, w: Type, scale: Type, bias: Type, *more: Type, gelu: bool =
     n, k = bias.shape[0] if bias.rank == 1 else 0, words * 4 if isinstance(words, int) else 0
     if (x.dtype, w.dtype, four) != ("f32", "i8", 4) or x.shape[-1] != k:
         raise IRError(f"cannot multiply {x} by packed {w}")
-    if not isinstance(n, int) or (panels, width) != columns(n) or scale.shape != (2, panels * width):
+    if not isinstance(n, int) or (panels, width) != columns(n) or scale.rank != 2:
         raise IRError(f"bias {bias} and scale {scale} do not fit packed {w}")
     made = Type("f32", (*x.shape[:-1], n))
-    if len(more) not in (0, 2) or more and (more[0].shape != (x.shape[0], 1, n) or more[1] != made):
+    after = not more or (len(more) == 2 and more[0].shape == (x.shape[0], 1, n) and more[1] == made)
+    if not after:
         raise IRError(f"gain and residual {', '.join(map(str, more))} do not fit {made}")
     return made
 
@@ -70,6 +69,3 @@ def unpack(w: Array) -> Array:
     """[k,columns] i8 of packed weights."""
     panels, words, width, _ = w.shape
     return w.transpose(1, 3, 0, 2).reshape(words * 4, panels * width)
-
-
-__all__: list[Any] = ["linear_int8", "pack_linear", "unpack"]

@@ -1,5 +1,5 @@
-"""Channels-last convolutions and 8-bit linear layers: each instruction set's tiles, the kernels against the meanings of
-the ops, and the standard ops they stand for."""
+"""Channels-last convolutions and 8-bit linear layers: each instruction set's tiles, the kernels
+against the meanings of the ops, and the standard ops they stand for."""
 
 from __future__ import annotations
 
