@@ -52,10 +52,13 @@ def test_the_quickest_that_keeps_enough():
     a.gain, b.gain, c.gain = 1.4, 2.0, 1.01
     none = Tried((), "values")
     score = {id(none): 0.9, id(b): 0.85}
-    best = auto._best([none, a, b, c], 0.9, lambda t: score[id(t)])
-    assert best is b
-    assert auto._best([none, a, b, c], 0.95, lambda t: score[id(t)]) is a
-    assert auto._best([none, c], 1.0, lambda t: 0.0) is none
+    def best(share, again=lambda t: t.gain):
+        return auto._best([none, a, b, c], share, lambda t: score[id(t)], again)
+
+    assert best(0.9) is b
+    assert best(0.95) is a
+    assert best(0.9, lambda t: 1.0 if t is b else t.gain) is a  # luck does not last
+    assert auto._best([none, c], 1.0, lambda t: 0.0, lambda t: t.gain) is none
 
 
 def test_what_was_measured_is_told(tmp_path, monkeypatch):
