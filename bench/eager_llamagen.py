@@ -105,7 +105,8 @@ class Transformer(nn.Module):
         shape = (rows, c.heads, slots, c.dim // c.heads)
         layer: Any
         for layer in self.layers:
-            layer.attention.k_cache, layer.attention.v_cache = torch.zeros(2, *shape)
+            layer.attention.k_cache, layer.attention.v_cache = torch.zeros(
+                2, *shape, dtype=self.output.weight.dtype)
         causal = torch.tril(torch.ones(slots, slots, dtype=torch.bool))
         self.causal_mask = causal.unsqueeze(0).repeat(rows, 1, 1)
         self.freqs_cis = rope_2d(c.grid, c.dim // c.heads, c.prompt)

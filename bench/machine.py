@@ -7,7 +7,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,21 @@ def host() -> str:
 
 def facts() -> dict[str, Any]:
     """Device, cores, threads, versions."""
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     system = f"{platform.system()} {platform.machine()}"
     return {"cpu": _cpu(), "cores": cores(), "threads": cores(), "memory_gb": _memory(),
-            "system": system, "load_before": load(), "versions": versions}
+            "system": system, "load_before": load(), "versions": {
+                "python": platform.python_version(), **versions(PACKAGES)}}
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
 
 
 def load() -> float | None:

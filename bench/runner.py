@@ -40,7 +40,8 @@ SETTINGS = {
 }
 
 
-def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None) -> dict[str, Any]:
+def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None,
+            scenarios: bool = False) -> dict[str, Any]:
     """Everything about one suite, as one row. Raises ArcError."""
     _needs()
     folder, build = built.ready(suite, say)
@@ -48,6 +49,12 @@ def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None) 
     row = {**bench.head(), **bench.speed(), "bytes": bench.sizes()}
     if not quick:
         row |= bench.fresh(build)
+        row |= bench.quality()
+    if scenarios:
+        from arcompile.bench import scenarios as used
+
+        say("scenarios")
+        row["scenarios"] = used.scenarios(bench.engine, suite.guidance)
     row["limits"] = limits(row, suite.limits)
     return row
 
@@ -270,6 +277,16 @@ class _Bench:
         end = time.perf_counter()
         time.sleep(PAUSE)
         return middle - start, end - middle
+
+    def quality(self) -> dict[str, Any]:
+        """Of the shipped demos: what their judge says, and what their tokenizer keeps."""
+        if self.suite.checkpoint != "demo":
+            return {}
+        from arcompile.bench import pictures
+
+        self.say("quality")
+        return {"quality": pictures.demo(self.engine),
+                "tokenizer": pictures.tokenizer(self.engine, pictures.of_drawings(12))}
 
     # --- memory, build, load ---
 

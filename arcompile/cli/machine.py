@@ -119,10 +119,18 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 def bench(
     what: Annotated[str, typer.Argument(metavar="WHAT",
-                                        help="A suite, an engine folder, or `list`.")] = "list",
+        help="A suite, an engine folder, or list, peers, report, markdown.")] = "list",
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions, small sizes.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
                                              help="Where to keep the results.")] = None,
+    peers: Annotated[str, typer.Option("--peers", metavar="NAMES", help="Of `bench peers`: which, "
+                                       "with commas.")] = "all",
+    against: Annotated[str | None, typer.Option("--against", metavar="ENGINE", help="Another "
+        "suite or engine folder, by turns in the same run.")] = None,
+    since: Annotated[str | None, typer.Option("--since", metavar="FILE|REV", help="Compare with "
+        "earlier results: a .jsonl file, or those of a git revision.")] = None,
+    scenarios: Annotated[bool, typer.Option("--scenarios", help="Also one picture at a time, as "
+                                            "many as possible, and arrivals.")] = False,
     as_json: Json = False,
 ) -> int:
     """Measure this machine."""
@@ -130,4 +138,5 @@ def bench(
 
     if not hasattr(suites, "run"):
         raise ArcError("this arcompile has no benchmarks", hint="upgrade arcompile")
-    return int(suites.run(what, quick=quick, as_json=as_json, out=out))
+    return int(suites.run(what, quick=quick, as_json=as_json, out=out, peers=peers, against=against,
+                          since=since, scenarios=scenarios))

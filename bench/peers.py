@@ -1,0 +1,74 @@
+"""What else people run such models with, one step of the loop each: `arcompile bench peers`.
+
+Each runs LlamaGen's decode step (two rows: an image and its unconditional twin) on the same random
+weights, as its own documentation advises. What a peer needs is made once and kept in the cache; a
+peer that is not installed, or fails, is named with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from arcompile.errors import ArcError
+
+ROWS = 2  # of the network: an image and its twin
+
+
+class Peer(Protocol):
+    def begin(self, position: int) -> None:
+        """Be ready for the step at this position: caches as long as that."""
+
+    def step(self) -> None:
+        """One pass: transformer and logits; guidance and sampling where the peer has them."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """make: (suite, folder for what is kept) -> Peer. exact: computes in f32 what the engine does.
+
+    says: what a reader must know of how it is run.
+    """
+
+    name: str
+    make: Callable[[Any, Path], Peer]
+    exact: bool
+    says: str
+
+
+def kinds() -> Iterator[Kind]:
+    from arcompile.bench import peers_onnx, peers_openvino, peers_torch
+
+    for module in (peers_torch, peers_onnx, peers_openvino):
+        yield from module.KINDS
+
+
+def find(names: str) -> list[Kind]:
+    """Peers by name, with commas; "all" is every one. Raises ArcError."""
+    known = {k.name: k for k in kinds()}
+    wanted = list(known) if names == "all" else [n.strip() for n in names.split(",")]
+    if lost := [n for n in wanted if n not in known]:
+        raise ArcError(f"no peer named {lost[0]!r}", hint=f"known: {', '.join(known)}")
+    return [known[n] for n in wanted]
+
+
+def ready(kind: Kind, suite: Any, home: Path) -> tuple[Peer | None, str]:
+    """The peer, or None and why it is not there."""
+    folder = home / kind.name
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        peer = kind.make(suite, folder)
+        peer.begin(8)
+        for _ in range(3):  # compilers that wait for the first call
+            peer.step()
+    except ImportError as e:
+        return None, f"{e.name or e} is not installed"
+    except Exception as e:  # of whatever kind: a peer's failure is a result
+        with contextlib.suppress(Exception):
+            first = str(e).strip().splitlines()[0][:160]
+            return None, f"{type(e).__name__}: {first}"
+        return None, type(e).__name__
+    return peer, ""

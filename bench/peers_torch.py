@@ -1,0 +1,58 @@
+"""Peers in torch: the authors' loop eagerly and through torch.compile, in f32 and bf16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arcompile.bench import suites
+from arcompile.bench.eager_llamagen import LlamaGen, Transformer
+from arcompile.bench.eager_vq import tensors
+from arcompile.bench.peers import Kind
+from arcompile.models.llamagen import config
+
+
+def transformer(suite: Any, dtype: torch.dtype = torch.float32) -> Transformer:
+    source = suites.source(suite)
+    with torch.device("meta"):
+        gpt = Transformer(config(source, {}))
+    held = tensors(source.tensors)
+    held.pop("freqs_cis", None)
+    gpt.load_state_dict(held, assign=True)
+    return gpt.eval().to(dtype)
+
+
+class Eager:
+    """generate.py's loop: guidance and sampling included."""
+
+    def __init__(self, suite: Any, dtype: torch.dtype, compiled: bool):
+        gpt = transformer(suite, dtype)
+        self.suite, self.loop = suite, LlamaGen(gpt, None)
+        if compiled:
+            gpt.forward = torch.compile(gpt.forward, dynamic=False)  # type: ignore[method-assign]
+
+    def begin(self, position: int) -> None:
+        self.loop.begin([1], self.suite.guidance, 1.0, self.suite.top_k)
+        self.loop.x = self.loop.gpt.tok_embeddings(torch.zeros((2, 1), dtype=torch.int64))
+        self.loop.at = torch.tensor([position])
+
+    def step(self) -> None:
+        self.loop.step()
+
+
+def _kind(name: str, dtype: torch.dtype, compiled: bool, says: str) -> Kind:
+    def make(suite: Any, folder: Path) -> Eager:
+        return Eager(suite, dtype, compiled)
+
+    return Kind(name, make, dtype == torch.float32, says)
+
+
+LOOP = "the authors' loop, guidance and top-k sampling included"
+KINDS = (
+    _kind("torch-f32", torch.float32, False, f"eager; {LOOP}"),
+    _kind("torch-bf16", torch.bfloat16, False, f"eager; {LOOP}"),
+    _kind("torch-compile-f32", torch.float32, True, f"torch.compile of the step; {LOOP}"),
+    _kind("torch-compile-bf16", torch.bfloat16, True, f"torch.compile of the step; {LOOP}"),
+)

@@ -1,0 +1,171 @@
+"""Engines and peers in one run, a few steps each by turns: `arcompile bench peers`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import arcompile
+from arcompile.bench import built, machine, suites
+from arcompile.bench.machine import PAUSE, Bandwidth
+from arcompile.bench.peers import Kind, Peer, ready
+from arcompile.bench.runner import WARM, Say, _needs
+from arcompile.bench.spread import compare, figure, summary
+from arcompile.bench.suites import Suite
+from arcompile.errors import ArcError
+from arcompile.runtime.engine import Engine, load
+
+TURNS, BLOCK = 14, 8
+OURS = ("", "int8", "int4")  # passes of our engines in the race
+SETTINGS = {
+    "interleaved": f"{TURNS} rounds; in each every side runs {BLOCK} steps at the same positions, "
+                   f"the first {WARM} of them not counted, with {PAUSE} s between",
+    "step": "one step of the decode loop for an image and its unconditional twin; ours and torch's "
+            "include guidance, sampling and host work, the others stop at the logits",
+    "ratio": "peer / arcompile f32, round by round",
+    "not_timed": "loading, compiling, the image decoder",
+}
+
+
+class Ours:
+    """An engine that stops after every step, to let others have the machine."""
+
+    def __init__(self, engine: Engine, suite: Suite):
+        self.engine, self.suite = engine, suite
+        self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
+        self.run: threading.Thread | None = None
+        self.over, self.drawn, self.failed = False, False, ""
+
+    def begin(self, position: int) -> None:
+        self.end()
+        self.over = self.drawn = False
+        self.run = threading.Thread(target=self._draw, daemon=True)
+        self.run.start()
+        for _ in range(position):
+            self.step()
+
+    def _draw(self) -> None:
+        def on_step(p: Any) -> bool:
+            self.did.release()
+            self.go.acquire()
+            return not self.over
+
+        self.go.acquire()
+        try:
+            self.engine.generate(suites.condition(self.engine.manifest["info"], 1),
+                                 guidance=self.suite.guidance, top_k=self.suite.top_k,
+                                 on_step=on_step)
+        except ArcError as e:
+            self.failed = e.what
+        self.drawn = True
+        self.did.release()
+
+    def step(self) -> None:
+        if self.drawn:  # the picture is whole: another one
+            self.begin(0)
+        self.go.release()
+        self.did.acquire()
+        if self.failed:
+            raise ArcError(self.failed)
+
+    def end(self) -> None:
+        if self.run is not None and self.run.is_alive():
+            self.over = True
+            self.go.release()
+            self.run.join()
+        self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
+
+
+def race(suite: Suite, kinds: Sequence[Kind], home: Path, say: Say = lambda text: None,
+         turns: int = TURNS) -> dict[str, Any]:
+    """One row: every side's step, and how many times as long as ours it takes. Raises ArcError."""
+    _needs()
+    machine_was, sides, missing = machine.facts(), dict[str, Peer](), dict[str, str]()
+    for passes in OURS:
+        name = f"arcompile-{passes or 'f32'}"
+        say(name)
+        try:
+            sides[name] = ours(suite, passes, say)
+        except ArcError as e:
+            missing[name] = e.what
+    for kind in kinds:
+        say(kind.name)
+        peer, why = ready(kind, suite, home)
+        if peer is None:
+            missing[kind.name] = why
+        else:
+            sides[kind.name] = peer
+    bandwidth = Bandwidth()
+    bandwidth.measure(2)
+    bandwidth.narrow()
+    times = _turns(sides, bandwidth, turns, say)
+    first, says = times["arcompile-f32"], {k.name: k.says for k in kinds}
+    rows = {}
+    for name, found in times.items():
+        rows[name] = {"step": summary([x for turn in found for x in turn]),
+                      "vs_arcompile": compare(_medians(found), _medians(first)),
+                      "says": says.get(name, "this compiler: guidance and sampling included")}
+    return {
+        "suite": f"peers-{suite.name}", "kind": "peers", "host": machine.host(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "family": suite.family,
+        "arcompile": arcompile.__version__, "guidance": suite.guidance, "top_k": suite.top_k,
+        "machine": {**machine_was, "read_gbps": bandwidth.row(), "gemm_gflops": machine.gemm(),
+                    "peers": machine.versions(PACKAGES)},
+        "settings": SETTINGS, "sides": rows, "missing": missing,
+    }
+
+
+PACKAGES = ("openvino", "nncf", "onnxruntime-genai", "onnxscript", "transformers")
+
+
+def ours(suite: Suite, passes: str, say: Say) -> Ours:
+    """An engine of the suite, or of the suite of the same name with these passes."""
+    folder, _ = built.ready(suites.find(suite.name + (f"-{passes}" if passes else "")), say)
+    made = Ours(load(folder), suite)
+    made.begin(3)
+    return made
+
+
+def _turns(sides: Mapping[str, Peer], bandwidth: Bandwidth, turns: int,
+           say: Say) -> dict[str, list[list[float]]]:
+    """Seconds of the steps that count, by side and round."""
+    times: dict[str, list[list[float]]] = {name: [] for name in sides}
+    for peer in sides.values():
+        peer.begin(0)
+    for i in range(turns):
+        say(f"round {i + 1} of {turns}")
+        bandwidth.measure()
+        for name, peer in sides.items():
+            time.sleep(PAUSE)
+            spent = []
+            for _ in range(BLOCK):
+                start = time.perf_counter()
+                peer.step()
+                spent.append(time.perf_counter() - start)
+            times[name].append(spent[WARM:])
+    for peer in sides.values():
+        if isinstance(peer, Ours):
+            peer.end()
+    return times
+
+
+def _medians(turns: Sequence[Sequence[float]]) -> list[float]:
+    return [sorted(t)[len(t) // 2] for t in turns]
+
+
+def markdown(row: Mapping[str, Any]) -> str:
+    """The race as a table, quickest first."""
+    lines = ["| one decode step | ms, median (p10 to p90) | / arcompile f32 | |",
+             "|---|---|---|---|"]
+    for name, x in sorted(row["sides"].items(), key=lambda kv: kv[1]["step"]["median"]):
+        s, r = x["step"], x["vs_arcompile"]
+        times = f"{s['median']:g} ({s['p10']:g} to {s['p90']:g})"
+        ratio = "" if name == "arcompile-f32" else f"{figure(r['median'], 3):g}x" + (
+            f", {r['verdict']}" if r["verdict"].startswith("no") else "")
+        lines.append(f"| {name} | {times} | {ratio} | {x['says']} |")
+    lines += [f"| {name} | - | | {why} |" for name, why in row["missing"].items()]
+    return "\n".join(lines)
