@@ -7,9 +7,9 @@ f32 where a sum of many steps or a law over tokens is made.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from arcompile.errors import ArcError, did_you_mean
+from arcompile.errors import ArcError, IRError, did_you_mean
 from arcompile.ir import OPS, Builder, Graph, Node, Type, Value
 from arcompile.passes.fold import Fold
 from arcompile.pipeline import Keeps, Pass, register
@@ -123,12 +123,19 @@ class _Halved:
         attrs = dict(n.attrs)
         if attrs.get("dtype") == "f32":
             attrs["dtype"] = width
-        types = OPS[n.op].types(args, attrs)
+        types = self._types(n.op, args, attrs)
         if args == n.args and attrs == n.attrs:
             self.nodes.append(n)
             return
         outs = tuple(self._out(v, t) for v, t in zip(n.outs, types, strict=True))
         self.nodes.append(Node(n.op, args, outs, attrs, n.origin))
+
+    def _types(self, op: str, args: tuple[Value, ...], attrs: dict[str, Any]) -> list[Type]:
+        try:
+            return OPS[op].types(args, attrs)
+        except IRError as e:
+            raise ArcError(f"pass half: {op} takes no {self.dtype}: {e.what}",
+                           hint="leave out passes for the CPU, such as channels-last") from None
 
     def _out(self, v: Value, t: Type) -> Value:
         """The old value where its type is the old one, else one of the same name."""

@@ -25,6 +25,15 @@ G = """graph g(%t: f32[b,4], %k: f32[b,2,5,2], %past: i32[b]) {
 }"""  # noqa: E501
 
 
+WORDS = """graph g(%x: f32[b,4], %w: f32[4,8], %y: f32[8,8]) {
+  %0 = matmul(%x, %w) : f32[b,8]
+  %1, %2 = quantize_rows(%0) : u8[b,8], f32[b,1]
+  %3 = cast(%1) {dtype='f32'} : f32[b,8]
+  %4 = matmul(%3, %y) : f32[b,8]
+  return z=%4, s=%2
+}"""
+
+
 def test_between_products(golden):
     """The cosine before and the law after stay f32; so does nothing between."""
     p = of(G, state="  state k: f32[b,2,5,2]\n")
@@ -41,6 +50,10 @@ def test_neutral_and_refused():
         run(p, [Half(dtype="f8")])
     only = of("graph g(%x: f32[b,4]) {\n  %0 = silu(%x) : f32[b,4]\n  return y=%0\n}")
     assert run(only, [Half()]) is only  # no product, nothing between two
+    words = of(WORDS)
+    with pytest.raises(ArcError, match="pass half: quantize_rows takes no f16") as e:
+        run(words, [Half()])
+    assert "for the CPU" in e.value.hint
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("f16", 2e-3), ("bf16", 2e-2)])
