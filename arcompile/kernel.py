@@ -77,7 +77,9 @@ class Kernel:
     shapes: cases that are checked and timed; the first few are small enough for the Triton
     interpreter. random(rng) makes one more. cost(case) is (flops, bytes moved) at the least.
     exact: arguments that are f32 whatever the case's dtype. large: real shapes, for a GPU.
-    tolerance: by dtype, where the common one is not right.
+    tolerance: by dtype, where the common one is not right. peer: the same by torch's own kernels,
+    for real shapes that the numpy meaning takes too long for, and to time against; None where torch
+    has nothing like it.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Kernel:
     exact: Sequence[str] = ()
     large: Sequence[Case] = ()
     tolerance: Mapping[str, float] = field(default_factory=dict)
+    peer: Callable[..., Any] | None = None
     versions: dict[str, Version] = field(default_factory=dict)
 
     @property

@@ -58,6 +58,27 @@ def reference(x: Array, *, kind: str, eps: float, rows: int = 1, y: Array | None
     return out, x
 
 
+def peer(x: Any, *, kind: str, eps: float, rows: int = 1, y: Any = None, gate: Any = None,
+         weight: Any = None, bias: Any = None, scale: Any = None, shift: Any = None,
+         one: float = 1.0) -> tuple[Any, Any]:
+    """A few of torch's kernels."""
+    import torch
+
+    def spread(v: Any) -> Any:
+        return v.repeat_interleave(rows, 0)
+
+    if y is not None:
+        x = x + (y if gate is None else y * spread(gate))
+    f, wide = torch.nn.functional, x.shape[-1:]
+    if kind == "rms":
+        out = f.rms_norm(x, wide, weight, eps)
+        out = out if bias is None else out + bias
+    else:
+        out = f.layer_norm(x, wide, weight, bias, eps)
+    out = out if scale is None else out * (spread(scale) + one)
+    return (out if shift is None else out + spread(shift)), x
+
+
 def random(rng: np.random.Generator) -> Case:
     rows = int(rng.integers(1, 4))
     has = ("y weight", "y gate scale shift", "weight bias", "scale shift", "y weight bias")
@@ -74,7 +95,7 @@ def cost(c: Case) -> tuple[float, float]:
 
 declare(
     "add_norm", about="residual sum, RMSNorm or LayerNorm, and AdaLN modulation in one pass",
-    inputs=inputs, reference=reference, random=random, cost=cost,
+    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer,
     shapes=(case(n=4, d=96), case("f16", n=6, d=200, rows=3, kind="layer",
                                   has="y gate scale shift")),
     large=(case("bf16", n=2, d=1280), case("bf16", n=2 * 680, d=1024, rows=680, kind="layer",

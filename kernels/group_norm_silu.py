@@ -31,6 +31,14 @@ def reference(x: Array, w: Array, b: Array, *, groups: int, eps: float, silu: bo
     return OPS[op].eval(x, w, b, groups=groups, eps=eps)[0]
 
 
+def peer(x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool) -> Any:
+    """Two of torch's kernels."""
+    import torch
+
+    y = torch.nn.functional.group_norm(x, groups, w, b, eps)
+    return torch.nn.functional.silu(y) if silu else y
+
+
 def random(rng: np.random.Generator) -> Case:
     groups = int(rng.integers(1, 5))
     return case(str(rng.choice(["f32", "f16"])), n=int(rng.integers(1, 3)),
@@ -45,7 +53,7 @@ def cost(c: Case) -> tuple[float, float]:
 
 declare(
     "group_norm_silu", about="GroupNorm, and SiLU behind it, of image decoders",
-    inputs=inputs, reference=reference, random=random, cost=cost,
+    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer,
     shapes=(case(n=1, c=6, groups=3, hw=100), case("f16", n=2, c=4, groups=2, hw=300, silu=False)),
     large=(case("bf16", n=1, c=512, groups=32, hw=1024), case("bf16", n=1, c=128, groups=32,
                                                               hw=65536),

@@ -85,6 +85,26 @@ def reference(q: Array, k: Array, v: Array, start: Array, end: Array, *, heads: 
                                  extra=("bias",))[0]
 
 
+def peer(q: Any, k: Any, v: Any, start: Any, end: Any, *, heads: int, kv_heads: int, scale: float,
+         pages: Any = None, lengths: Any = None) -> Any:
+    """scaled_dot_product_attention under a mask of what the ranges let through."""
+    import torch
+
+    r, s, wide = q.shape
+    e = wide // heads
+    if pages is not None:
+        k, v = (x[pages.long()].transpose(1, 2).reshape(r, kv_heads, -1, e) for x in (k, v))
+    slot = torch.arange(k.shape[2], device=q.device)
+    last = end[:, None].expand(r, kv_heads, s)
+    if lengths is not None:
+        last = torch.minimum(last, lengths[:, :, None])
+    seen = (slot >= start[:, None, :, None]) & (slot < last[..., None])
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.reshape(r, s, heads, e).transpose(1, 2), k, v, scale=scale, enable_gqa=heads != kv_heads,
+        attn_mask=seen.repeat_interleave(heads // kv_heads, 1))
+    return out.transpose(1, 2).reshape(r, s, wide)
+
+
 def random(rng: np.random.Generator) -> Case:
     g, group = int(rng.integers(1, 3)), int(rng.integers(1, 3))
     s = int(rng.integers(1, 70))
@@ -105,7 +125,7 @@ def cost(c: Case) -> tuple[float, float]:
 
 declare(
     "range_attention", about="attention of each query row over its own range of key slots",
-    inputs=inputs, reference=reference, random=random, cost=cost,
+    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer,
     shapes=(case(r=1, s=36, t=91, h=2, e=16, mask="scales"),
             case("f16", r=1, s=33, t=40, h=2, g=1, e=24, mask="causal", page=16),
             case("f16", r=1, s=20, t=50, h=2, e=16, mask="blocks", short=45)),

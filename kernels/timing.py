@@ -15,13 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from arcompile.cache import cache
-from arcompile.kernel import KERNELS, Case, Kernel, Version
+from arcompile.kernel import KERNELS, Case, Kernel
 from arcompile.kernels import lang
 from arcompile.kernels.check import absent, check, sweep, tensors
 
@@ -59,11 +60,11 @@ def ceilings() -> dict[str, float]:
             "flops": 2 * 8192**3 / measure(lambda: x @ x)}
 
 
-def row(k: Kernel, v: Version, c: Case, seconds: float, top: dict[str, float]) -> dict[str, Any]:
+def row(k: Kernel, version: str, c: Case, seconds: float, top: dict[str, float]) -> dict[str, Any]:
     """One result. The share is of the ceiling that bounds the case."""
     flops, moved = k.cost(c)
     floor = max(flops / top["flops"], moved / top["bytes"])
-    return {"bench": "kernel", "kernel": k.name, "version": v.name, "case": str(c),
+    return {"bench": "kernel", "kernel": k.name, "version": version, "case": str(c),
             "us": seconds * 1e6, "tflops": flops / seconds / 1e12,
             "gbs": moved / seconds / 1e9, "share": floor / seconds, "ceilings": top}
 
@@ -101,14 +102,10 @@ def time_all(k: Kernel, path: Path | None = None) -> list[dict[str, Any]]:
     stamp = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
     for c in k.large:
         arguments = tensors(k, k.inputs(c, np.random.default_rng(0)), c.dtype, "cuda")
-        for v in k.versions.values():
-            if v.refusal(c) or absent(v):
-                continue
-
-            def run(v: Version = v, arguments: dict[str, Any] = arguments) -> Any:
-                return v.run(**arguments)
-
-            rows.append({**row(k, v, c, measure(run), top), **told, "at": stamp})
+        runs = {v.name: v.run for v in k.versions.values() if not (v.refusal(c) or absent(v))}
+        for name, fn in {**runs, **({"torch": k.peer} if k.peer else {})}.items():
+            spent = measure(partial(fn, **arguments))
+            rows.append({**row(k, name, c, spent, top), **told, "at": stamp})
             print("  {version} {case}: {us:.1f} us, {tflops:.2f} TFLOP/s, {gbs:.0f} GB/s, "
                   "{share:.0%} of what bounds it".format(**rows[-1]))
     with (path or results(told["device"])).open("a") as f:
@@ -120,6 +117,7 @@ def main(name: str, argv: Sequence[str] | None = None) -> None:
     """Of one kernel's file run as a program. Exits with 1 when a check fails."""
     asked = argparse.ArgumentParser(prog=f"python -m arcompile.kernels.{name}")
     asked.add_argument("--wide", action="store_true", help="many random cases")
+    asked.add_argument("--untimed", action="store_true", help="only check")
     told = asked.parse_args(argv)
     k, wrong = KERNELS[name], 0
     print(f"{k.name}: {k.about}")
@@ -134,7 +132,8 @@ def main(name: str, argv: Sequence[str] | None = None) -> None:
                 found = check(k, v, c)
                 wrong += bool(found.wrong)
                 print(f"  {v.name} {c}: {found.wrong or found.reason or 'right'}")
-        time_all(k)
+        if not told.untimed:
+            time_all(k)
     else:
         print(f"  not timed: {lang.missing() or 'interpreted on the CPU'}")
     sys.exit(int(wrong > 0))

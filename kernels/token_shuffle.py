@@ -47,6 +47,23 @@ def reference(x: Array, weight: Array, bias: Array, *, mode: str, grid: tuple[in
     return y
 
 
+def peer(x: Any, weight: Any, bias: Any, *, mode: str, grid: tuple[int, int], window: int,
+         gelu: bool, residual: Any = None) -> Any:
+    """torch's product, and copies where it goes."""
+    import torch
+
+    y = x @ weight + bias
+    y = torch.nn.functional.gelu(y, approximate="tanh") if gelu else y
+    y = y if residual is None else y + residual
+    (h, w), s, r = grid, window, len(x)
+    if mode == "mlp":
+        return y
+    if mode == "shuffle":
+        y = y.reshape(r, h // s, s, w // s, s, -1).transpose(2, 3)
+        return y.reshape(r, h * w // s**2, -1)
+    return y.reshape(r, h // s, w // s, s, s, -1).transpose(2, 3).reshape(r, h * w, -1)
+
+
 def random(rng: np.random.Generator) -> Case:
     mode, s = str(rng.choice(["shuffle", "unshuffle", "mlp"])), int(rng.integers(1, 4))
     more = {"residual": True} if mode == "mlp" else {}
@@ -63,7 +80,7 @@ def cost(c: Case) -> tuple[float, float]:
 
 declare(
     "token_shuffle", about="the products around token-shuffled transformers, windows and all",
-    inputs=inputs, reference=reference, random=random, cost=cost,
+    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer,
     shapes=(case(r=1, mode="shuffle", h=4, w=6, s=2, k=40, m=10),
             case("f16", r=1, mode="unshuffle", h=4, w=4, s=2, k=24, m=48),
             case("f16", r=1, mode="mlp", h=3, w=3, s=1, k=32, m=20, residual=True, gelu=True)),

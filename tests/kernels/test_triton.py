@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from arcompile.errors import ArcError
-from arcompile.kernel import KERNELS, Kernel, case, kernel
-from arcompile.kernels import check, lang
+from arcompile.kernel import KERNELS, Case, Kernel, case, kernel
+from arcompile.kernels import check, lang, timing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "kernels" / "aot.json"
 VERSIONS = [(k, v) for k, found in KERNELS.all().items() for v in found.versions]
@@ -44,6 +46,59 @@ def test_meaning(name, version):
 @pytest.mark.parametrize(("name", "version"), VERSIONS)
 def test_meaning_of_many(name, version):
     assert checked(name, version, wide=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(lang.interpreting() or bool(lang.missing()), reason="no NVIDIA GPU")
+@pytest.mark.parametrize(("name", "version"), VERSIONS)
+def test_on_a_gpu(name, version):
+    """Declared, random and real shapes, in every dtype it takes."""
+    checked(name, version, wide=True)
+    k, v = KERNELS[name], KERNELS[name].versions[version]
+    for c in (*k.shapes, *k.large):
+        for dtype in v.dtypes:
+            found = check.check(k, v, Case(c.sizes, dtype))
+            assert not found.wrong, f"{found.case}: {found.wrong}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(lang.interpreting() or bool(lang.missing()), reason="no NVIDIA GPU")
+def test_times_are_kept(tmp_path):
+    rows = timing.time_all(KERNELS["add_norm"], tmp_path / "gpu.jsonl")
+    held = [json.loads(x) for x in (tmp_path / "gpu.jsonl").read_text().splitlines()]
+    assert held == rows
+    assert {"us", "tflops", "gbs", "share", "device", "driver", "versions"} <= held[0].keys()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(lang.interpreting() or bool(lang.missing()), reason="no NVIDIA GPU")
+@pytest.mark.skipif(shutil.which("compute-sanitizer") is None, reason="no compute-sanitizer")
+@pytest.mark.parametrize("name", sorted(KERNELS.all()))
+def test_sanitized(name):
+    """No kernel reads or writes where it should not."""
+    done = subprocess.run(["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m",
+                           f"arcompile.kernels.{name}", "--untimed"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_shares_of_the_ceilings():
+    """A case that reads 8 MB in a millisecond where 16 GB/s can be read: half of what bounds it."""
+    k = replace(KERNELS["add_norm"], cost=lambda c: (1e3, 8e6))
+    row = timing.row(k, "v1", k.shapes[0], 1e-3, {"bytes": 16e9, "flops": 1e12})
+    assert (row["us"], row["gbs"], row["share"]) == pytest.approx((1000, 8, 0.5))
+    k = replace(k, cost=lambda c: (8e8, 1.0))
+    assert timing.row(k, "v1", k.shapes[0], 1e-3, {"bytes": 16e9, "flops": 1e12})[
+        "share"] == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("name", sorted(n for n, k in KERNELS.all().items() if k.peer))
+def test_peer(name):
+    """What is timed against computes the same."""
+    k = KERNELS[name]
+    for c in k.shapes:
+        arguments = k.inputs(c, np.random.default_rng(1))
+        got = k.peer(**check.tensors(k, arguments, "f32", "cpu"))
+        assert check.compare(got, k.reference(**arguments), 1e-5)[1] == ""
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS.all()))
