@@ -23,6 +23,7 @@ from arcompile.kernels import check, lang, timing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "kernels" / "aot.json"
 VERSIONS = [(k, v) for k, found in KERNELS.all().items() for v in found.versions]
+on_demand = pytest.mark.skipif(not os.getenv("ARC_SLOW"), reason="slow; ARC_SLOW=1 runs it")
 needs_triton = pytest.mark.skipif(lang.triton is None, reason="triton is not installed")
 
 
@@ -43,6 +44,7 @@ def test_meaning(name, version):
 
 
 @pytest.mark.slow
+@on_demand
 @pytest.mark.parametrize(("name", "version"), VERSIONS)
 def test_meaning_of_many(name, version):
     assert checked(name, version, wide=True)
@@ -76,8 +78,9 @@ def test_times_are_kept(tmp_path):
 @pytest.mark.parametrize("name", sorted(KERNELS.all()))
 def test_sanitized(name):
     """No kernel reads or writes where it should not."""
-    done = subprocess.run(["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m",
-                           f"arcompile.kernels.{name}", "--untimed"], capture_output=True, text=True)
+    command = ["compute-sanitizer", "--error-exitcode", "9", sys.executable, "-m"]
+    done = subprocess.run([*command, f"arcompile.kernels.{name}", "--untimed"],
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -200,6 +203,7 @@ def test_compiles(request):
 
 @needs_triton
 @pytest.mark.slow
+@on_demand
 def test_all_compile():
     found = compiled()
     same(found)
@@ -208,6 +212,7 @@ def test_all_compile():
 
 @needs_triton
 @pytest.mark.slow
+@on_demand
 def test_what_does_not_fit_is_an_error():
     code = ("from arcompile.kernels import aot; aot.SHARED[90] = 16\n"
             "raise SystemExit(aot.main(['add_norm', '--newest', '--arch', '90']))")
