@@ -13,17 +13,23 @@ from arcompile.program import Program
 from arcompile.target import TARGETS
 from arcompile.weights import Weights
 
-# What to add where memory lacks, from the least loss to the most.
-LADDER = ("", "int8", "int8{decoder=True}", "int4", "int4{decoder=True}", "int4{bound=1.0}")
+# What to add where memory lacks, from the least loss to the most. A program that a rung is not for
+# goes past it.
+CACHES = ("kv-int8", "kv-hack{ratio=0.5}, kv-int8", "kv-rows{ratio=0.5}, kv-int8")
+LADDER = ("", "int8", "int8{decoder=True}", *(f"int8{{decoder=True}}, {x}" for x in CACHES),
+          "int4", "int4{decoder=True}", "int4{bound=1.0}",
+          *(f"int4{{bound=1.0}}, {x}" for x in CACHES))
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The program that fits, the passes that made it, and a line for each attempt."""
+    """The program that fits, the passes that made it, a line for each attempt, and how many images
+    of those that were asked for it draws at a time."""
 
     program: Program
     passes: Sequence[Pass]
     tried: Sequence[str]
+    batch: int
 
 
 def plans(p: Program, passes: Sequence[Pass], batch: int = 1, guided: bool = True
@@ -37,24 +43,48 @@ def fit(p: Program, passes: Sequence[Pass], source: Weights, target: str,
         memory: int | None = None, batch: int = 1) -> Chosen:
     """Run the passes, and further ones until a run of `batch` guided images fits into `memory`.
 
-    Raises ArcError when none of LADDER is enough, saying what each would need.
+    Where none of LADDER is enough, fewer images. Raises ArcError when not even one can be drawn,
+    saying what each rung would need.
     """
+    if memory is None:
+        return _made(p, passes, source, [], batch)
     tried: list[str] = []
+    usable: list[tuple[str, Program]] = []
     for more in LADDER:
-        every = [*passes, *parse_pipeline(more)]
-        need = 0 if memory is None else _need(run(p, every), target, batch)
-        if memory is None or need <= memory:  # only then are weights looked at
-            done: list[Pass] = []
-            new = run(p, every, source, done)
-            need = _need(new, target, batch)
-            if memory is None or need <= memory:
-                tried.append(_line(more, need))
-                return Chosen(new, done, tried)
-        tried.append(_line(more, need))
-    assert memory is not None
+        try:
+            new = run(p, [*passes, *parse_pipeline(more)])
+        except ArcError as e:
+            if not more:
+                raise
+            tried.append(f"{more}: {e.what}")
+            continue
+        usable.append((more, new))
+        tried.append(_line(more, _need(new, target, batch)))
+        if _need(new, target, batch) <= memory:  # only then are weights looked at
+            made = _made(p, [*passes, *parse_pipeline(more)], source, tried, batch)
+            tried[-1] = _line(more, need := _need(made.program, target, batch))
+            if need <= memory:
+                return made
+    more, least = usable[-1]
+    fewer = _most(least, target, memory, batch)
+    if fewer:
+        tried.append(f"{fewer} at a time of {batch}: {_line(more, _need(least, target, fewer))}")
+        return _made(p, [*passes, *parse_pipeline(more)], source, tried, fewer)
     images = f"{batch} images" if batch > 1 else "an image"
     raise ArcError(f"{images} cannot be drawn in {figure(memory, 'B')}: " + "; ".join(tried),
-                   hint="a smaller batch, or more memory")
+                   hint="more memory, or a smaller model")
+
+
+def _made(p: Program, passes: Sequence[Pass], source: Weights, tried: list[str],
+          batch: int) -> Chosen:
+    done: list[Pass] = []
+    return Chosen(run(p, passes, source, done), done, tried, batch)
+
+
+def _most(p: Program, target: str, memory: int, batch: int) -> int:
+    """The most images at a time, fewer than `batch`, that fit; 0 when none does."""
+    one, two = (plan(p, TARGETS[target].memory, n) for n in (1, 2))
+    return next((n for n in range(batch - 1, 0, -1) if one.of(n, two).total <= memory), 0)
 
 
 def _line(more: str, need: int) -> str:

@@ -123,7 +123,7 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     if told:
         facts["auto"] = told
     if wanted.memory is not None:
-        facts["memory"] = {"limit": wanted.memory, "batch": wanted.batch, "tried": [*made.tried]}
+        facts["memory"] = {"limit": wanted.memory, "batch": made.batch, "tried": [*made.tried]}
     if wanted.report and any(p.keeps in LOSSY for p in made.passes):
         progress("quality", 0.0)
         facts["quality"] = measure(plain, source, made.passes, {**known, **facts}, folder, wanted)

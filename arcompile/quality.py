@@ -18,6 +18,7 @@ from arcompile.runtime import request
 from arcompile.runtime.engine import Engine, to_uint8
 from arcompile.runtime.loop import Array
 from arcompile.target import TARGETS
+from arcompile.walk import guided_rows
 from arcompile.weights import Store, Weights, used
 
 Judge = Callable[[Array, Array], Mapping[str, Any]]  # pictures, their classes -> score
@@ -62,12 +63,15 @@ def measure(plain: Program, weights: Weights, passes: Sequence[Pass], facts: Map
         base = engines.pop("")
         found = report(base, engines, wanted.judge, wanted.pictures)
     for name, line in found.get("passes", {}).items():
-        line["weights"] = _bytes(engines[name])
-    return {**found, "base": {**found.get("base", {}), "weights": _bytes(base)}}
+        line |= sizes(engines[name])
+    return {**found, "base": {**found.get("base", {}), **sizes(base)}}
 
 
-def _bytes(e: Engine) -> int:
-    return sum(w.type.nbytes() for w in used(e.program.graphs).values())
+def sizes(e: Engine) -> dict[str, int]:
+    """Bytes of the weights, and of what a guided image carries from step to step."""
+    weights = sum(w.type.nbytes() for w in used(e.program.graphs).values())
+    known = e.program.sizes(1, guided_rows(e.program))
+    return {"weights": weights, "state": sum(t.nbytes(known) for _, t in e.program.state)}
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,7 @@ class Drawn:
     pixels: Array | None
     forced_pixels: Array | None = None
     logits: Array | None = None
+    seconds: float = 0.0
 
 
 def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = None,
@@ -87,7 +92,8 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
     kl: of the next token's law from that of `base`, nats a token, both fed the tokens that `base`
     drew. agreement: share of those whose likeliest token is the same. psnr: of pictures drawn with
     the same noise; decoder_psnr: of those drawn from the same tokens, in dB (peak to peak is 2).
-    score, interval, n: the judge's, with its 95 % interval, over `pictures` pictures.
+    score, interval, n: the judge's, with its 95 % interval, over `pictures` pictures. seconds: of
+    drawing the IMAGES compared, on this machine as it was.
     """
     try:
         cond = condition(base)
@@ -98,8 +104,9 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
     found: dict[str, Any] = {"images": IMAGES, "passes": {}}
     for name, other in others.items():
         found["passes"][name] = compare(first, _draw(other, cond, first.tokens))
+    found["base"] = {"seconds": round(first.seconds, 4)}
     if judge is not None and pictures:
-        found["base"] = judged(base, judge, pictures)
+        found["base"] |= judged(base, judge, pictures)
         for name, other in others.items():
             found["passes"][name] |= judged(other, judge, pictures)
     return found
@@ -126,7 +133,7 @@ def _draw(e: Engine, cond: Any, forced: Array | None) -> Drawn:
     """With `forced` tokens also what the engine makes of those."""
     s, seeds = settings(e), list(range(IMAGES))
     out = e.generate(cond, seed=seeds, **s)
-    drawn = Drawn(out.tokens, out.pixels)
+    drawn = Drawn(out.tokens, out.pixels, seconds=float(out.timings["total"]))
     if forced is None or not forced.size or e.program.accept != "all":
         return drawn
     q = request.make(e, cond, seeds, 1, s["guidance"], None, s["temperature"], s["top_k"],
@@ -150,6 +157,8 @@ def compare(was: Drawn, now: Drawn) -> dict[str, float]:
         found["psnr"] = psnr(was.pixels, now.pixels)
     if was.forced_pixels is not None and now.forced_pixels is not None:
         found["decoder_psnr"] = psnr(was.forced_pixels, now.forced_pixels)
+    if now.seconds:
+        found["seconds"] = now.seconds
     return {k: round(v, 6) for k, v in found.items()}
 
 
@@ -190,7 +199,8 @@ def judged(e: Engine, judge: Judge, pictures: int) -> dict[str, Any]:
 # --- for people ----------------------------------------------------------------------------------
 
 TITLES = {"kl": "KL, nats", "agreement": "agree", "psnr": "PSNR, dB", "decoder_psnr": "decoder, dB",
-          "score": "judge", "interval": "95 %", "n": "pictures", "weights": "weights"}
+          "score": "judge", "interval": "95 %", "n": "pictures", "weights": "weights",
+          "state": "carried", "seconds": "seconds"}
 
 
 def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -205,6 +215,6 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
 def _text(key: str, value: Any) -> str:
     if value is None:
         return ""
-    if key == "weights":
+    if key in ("weights", "state"):
         return figure(value, "B")
     return "-".join(f"{x:.3g}" for x in value) if key == "interval" else f"{value:.4g}"

@@ -17,7 +17,8 @@ def draw(row: Row, folder: Path) -> list[Path]:
     except ImportError:
         return []
     made = []
-    for name, paint in (("steps", _steps), ("bars", _bars)):
+    paints = {"steps": _steps, "bars": _bars, **({"quality": _quality} if _lossy(row) else {})}
+    for name, paint in paints.items():
         picture = Figure(figsize=(7, 4), dpi=120, layout="constrained")
         paint(picture.subplots(), row)
         path = folder / f"{row['host']}-{row['suite']}-{name}.png"
@@ -54,6 +55,32 @@ def _bars(ax: Any, row: Row) -> None:
     ax.set_xticks(range(len(kinds)), ["greedy", f"top-k {row['sampled']['top_k']}"])
     ax.set(ylabel="ms per step (median, p10 to p90)", title=_title(row))
     ax.legend()
+
+
+def _lossy(row: Row) -> Mapping[str, Any]:
+    """Lines of the engine's quality report, by the passes they are of."""
+    told = row.get("quality") or {}
+    return {"none": told.get("base", {}), **told["passes"]} if told.get("passes") else {}
+
+
+def _quality(ax: Any, row: Row) -> None:
+    """Score over memory, or where no judge was PSNR; the size of a mark is the time."""
+    lines = _lossy(row)
+    key = "score" if any("score" in x for x in lines.values()) else "psnr"
+    slowest = max((x.get("seconds", 0) for x in lines.values()), default=0) or 1
+    for name, x in lines.items():
+        if key not in x or "weights" not in x:
+            continue
+        memory = (x["weights"] + x.get("state", 0)) / 1e6
+        low, high = x.get("interval", (x[key], x[key]))
+        reach = [[max(x[key] - low, 0)], [max(high - x[key], 0)]]
+        ax.errorbar([memory], [x[key]], yerr=reach, fmt="none", ecolor=FLOOR, capsize=3)
+        seconds = x.get("seconds", 0)
+        ax.scatter([memory], [x[key]], s=20 + 120 * seconds / slowest, color=ENGINE, alpha=0.7)
+        ax.annotate(f"{name}\n{seconds:.3g} s", (memory, x[key]), fontsize=7,
+                    xytext=(6, 4), textcoords="offset points")
+    ax.set(xlabel="MB of weights and caches", xlim=(0, None), title=_title(row),
+           ylabel="judged right (95 %)" if key == "score" else "PSNR with the same noise, dB")
 
 
 def _title(row: Row) -> str:

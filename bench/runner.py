@@ -121,6 +121,7 @@ class _Bench:
             "host": machine.host(), "quick": self.quick, "arcompile": arcompile.__version__,
             "family": m["family"], "target": m["target"], "dtype": m["dtype"],
             "passes": m["passes"], "model": m["info"], "batch": s.batch, "guidance": s.guidance,
+            **({"quality": m["quality"]} if "quality" in m else {}),
             "weights": "the shipped demo's" if s.checkpoint else "the engine's" if s.engine
             else "random",
             "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tiny
+from tiny_scales import scales
 
 from arcompile import choose
 from arcompile.errors import MACHINE, ArcError
@@ -142,3 +143,28 @@ def test_every_target_has_a_plan():
     found = choose.plans(tiny.llama(), [], batch=2)
     assert {"ort-cpu", "reference"} <= set(found)
     assert found["reference"].state == 2 * found["ort-cpu"].state
+
+
+def asked(passes, p, source, batch):
+    return choose._need(choose._made(p, parse_pipeline(passes), source, [], batch).program,
+                        "reference", batch)
+
+
+def test_caches_shrink_where_they_are_the_most(monkeypatch):
+    p, source = scales(), tiny.weights(scales())
+    monkeypatch.setattr(choose.TARGETS["reference"], "memory", HERE, raising=False)
+    rung = "int8{decoder=True}, kv-int8"
+    found = choose.fit(p, [], source, "reference", asked(rung, p, source, 8), batch=8)
+    assert ", ".join(map(str, found.passes)) == rung
+    assert found.batch == 8
+
+
+def test_fewer_images_where_nothing_else_is_left(monkeypatch):
+    """A rung that is not for the program is passed by, and said so."""
+    p, source = scales(), tiny.weights(scales())
+    monkeypatch.setattr(choose.TARGETS["reference"], "memory", HERE, raising=False)
+    last = "int4{bound=1.0}, kv-hack{ratio=0.5}, kv-int8"
+    found = choose.fit(p, [], source, "reference", asked(last, p, source, 3), batch=8)
+    assert found.batch == 3
+    assert found.tried[-1].startswith("3 at a time of 8: int4")
+    assert any("needs rows" in x for x in found.tried)

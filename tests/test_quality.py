@@ -81,6 +81,8 @@ def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
         assert 0.5 < line["agreement"] <= 1
         assert line["decoder_psnr"] == 99  # the decoder was left alone
         assert line["weights"] < found["base"]["weights"]
+        assert line["state"] == found["base"]["state"] > 0
+        assert line["seconds"] > 0
         assert (line["score"], line["n"]) == (0.6, 10)
     assert found["base"]["score"] == 0.6
     need = e.plan(3)
