@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import plain
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import arcompile
+from arcompile.family import FAMILIES, Source
 from arcompile.models.demo import DEMOS, FOLDER, drawings
 from arcompile.models.demo.judge import FILE, score
+from arcompile.models.demo.nets_masked import CELLS, CHANNELS, DIM, MAR, stored
 from arcompile.models.demo.nets_var import PATCH_NUMS, STARTS, VAR, Tokenizer
 from arcompile.models.demo.train_var import words
+from arcompile.models.diffusion import respaced
 
 LABELS = list(range(36))  # one of each class
 OTHERS = tuple(name for name in DEMOS if name != "demo")
@@ -29,13 +33,17 @@ def engines(tmp_path_factory):
     return get
 
 
+# The judged share of 36 pictures: below the card's score by as much as 36 pictures may miss it.
+LEAST = {"demo-var": 0.7}
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_pictures_are_judged_right(engines, name):
     """Far below the card's score and far above what a broken loop draws: 36 pictures are few."""
     engine = engines(name)
     out = engine.generate(LABELS, seed=7, **engine.defaults)
     assert out.images.shape == (36, 64, 64, 3)
-    assert score(out.images, np.array(LABELS))["both"] >= 0.75
+    assert score(out.images, np.array(LABELS))["both"] >= LEAST[name]
     assert score(out.images, (np.array(LABELS) + 7) % 36)["both"] <= 0.1
 
 
@@ -82,3 +90,46 @@ def test_next_scale_logits_are_those_it_was_trained_with(engines):
     assert got[0].shape == (2, STARTS[-1], 512)
     for ours, theirs in zip(got, expected, strict=True):
         assert np.abs(ours - theirs.numpy()).max() < 1e-3
+
+
+@pytest.fixture(scope="module")
+def masked():
+    """The masked demo's training module with random weights, and our module with what it stores."""
+    torch.manual_seed(0)
+    theirs = MAR().eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    facts = {"num_heads": "6", "num_iter": "16", "diffusion_steps": "25"}
+    held = plain.held({k: v.numpy() for k, v in stored(theirs, -1.0).items()})
+    made = FAMILIES["mar"].model(Source(held, metadata=facts), {})
+    ours = made.module.to_empty(device="cpu")
+    ours.load_state_dict({k: torch.from_numpy(made.weights[f"@{k}"].copy())
+                          for k in ours.state_dict()})
+    return theirs, ours.mar.eval()
+
+
+def test_the_masked_head_is_stored_in_mars_layout(masked):
+    theirs, ours = masked
+    x, z = torch.randn(3, 5, CHANNELS), torch.randn(3, 5, DIM)
+    net, times = ours.diffloss.net, respaced(25)[::-1]
+    with torch.no_grad():
+        for turn, time in enumerate(times):
+            eps, share = net(x, net.cond_embed(z), torch.tensor(turn))
+            want = theirs.head(x, torch.full((3, 5), time), z) if turn else x
+            plain.near(eps, want, 1e-2 if turn else 1e-4)  # one hidden unit of time was made over
+            assert (share == -1).all()
+
+
+def test_the_masked_transformer_is_stored_in_mars_layout(masked):
+    theirs, ours = masked
+    known = torch.tensor([[i in (2, 7, 8) for i in range(CELLS)]] * 2)
+    x, label = torch.randn(2, CELLS, CHANNELS), torch.tensor([5, 36])
+    seen = torch.tensor([[0, 1, 2, 3, 6, 11, 12]] * 2)  # slots: four of the class, then the cells
+    source = torch.zeros(2, 4 + CELLS, dtype=torch.long).scatter(1, seen, torch.arange(1, 8)[None]
+                                                                 .expand(2, -1))
+    prompt = ours.prompt(torch.tensor([5, 0]), torch.arange(2), torch.tensor([False, True]))
+    cells = torch.arange(CELLS).expand(2, -1)
+    with torch.no_grad():
+        got = ours.features(prompt["label"], x, seen, source, cells)
+        plain.near(got, theirs(label, x, known), 1e-5)
