@@ -134,8 +134,8 @@ def from_data(data: Mapping[str, Any]) -> Program:
         for word in ("name", "mask", "accept", "cache"):
             if not isinstance(data[word], str):
                 raise ArcError(f"a program whose {word} is {quoted(repr(data[word]), 60)}")
-        if not 0 <= data["positions"] <= MAX_POSITIONS:
-            raise ArcError(f"a program of {data['positions']} positions")
+        if type(data["positions"]) is not int or not 0 <= data["positions"] <= MAX_POSITIONS:
+            raise ArcError(f"a program of {quoted(data['positions'], 60)} positions")
         return Program(
             data["name"], data["positions"], _expand(data["steps"]),
             prompt=tuple(map(Call.parse, data["prompt"])),

@@ -28,7 +28,8 @@ from arcompile.program_text import from_data, parse_program
 from arcompile.text import parse_graph
 
 CORPUS = Path(__file__).parent / "corpus"
-SECONDS = 10  # for one input: far more than any needs on a busy machine
+SECONDS = 10  # of a processor for one input: far more than any needs
+LONGEST = 300  # seconds by the clock, which a busy or frozen machine stretches
 LARGEST = 1 << 22  # numbers of a tensor that is worth loading here
 
 Target = Callable[[bytes, Path], None]
@@ -116,13 +117,18 @@ def alarm(seconds: int) -> Iterator[None]:
     def ring(*_):
         raise Slow(f"over {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds),
+              signal.SIGALRM: (signal.ITIMER_REAL, LONGEST)}
+    before = {s: signal.signal(s, ring) for s in timers}
+    for which, most in timers.values():
+        signal.setitimer(which, most)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for which, _ in timers.values():
+            signal.setitimer(which, 0)
+        for s, old in before.items():
+            signal.signal(s, old)
 
 
 def attack(name: str, data: bytes) -> str:
