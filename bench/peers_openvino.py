@@ -71,19 +71,32 @@ def converted(suite: Any, folder: Path) -> Path:
     return path
 
 
+def compressed(path: Path, folder: Path) -> Path:
+    """The same with int8 weights; made once."""
+    made = folder / FILE
+    if not made.exists():
+        import nncf
+        import openvino as ov
+
+        model = ov.Core().read_model(path)
+        ov.save_model(nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM), made,
+                      compress_to_fp16=False)
+    return made
+
+
 class OpenVINO:
     def __init__(self, suite: Any, folder: Path, kind: str):
         import openvino as ov
 
-        path = converted(suite, folder)
+        shared = folder.parent / "openvino-step"
+        shared.mkdir(exist_ok=True)
+        path = converted(suite, shared)
+        if kind == "int8":
+            path = compressed(path, folder)
         gpt = transformer(suite)
         gpt.setup_caches(ROWS)
         self.freqs = gpt.freqs_cis.numpy()
         model = ov.Core().read_model(path)
-        if kind == "int8":
-            import nncf
-
-            model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
         how = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": cores(),
                "INFERENCE_PRECISION_HINT": "bf16" if kind == "bf16" else "f32"}
         self.request = ov.Core().compile_model(model, "CPU", how).create_infer_request()

@@ -13,13 +13,19 @@ from arcompile.bench.eager_vq import tensors
 from arcompile.bench.peers import Kind
 from arcompile.models.llamagen import config
 
+_HELD: dict[str, tuple[Any, dict[str, Any]]] = {}  # suite -> sizes and weights, made once
+
 
 def transformer(suite: Any, dtype: torch.dtype = torch.float32) -> Transformer:
-    source = suites.source(suite)
+    """The authors' transformer; all that compute in f32 share one set of weights."""
+    if suite.name not in _HELD:
+        source = suites.source(suite)
+        held = tensors(source.tensors)
+        held.pop("freqs_cis", None)
+        _HELD[suite.name] = config(source, {}), held
+    c, held = _HELD[suite.name]
     with torch.device("meta"):
-        gpt = Transformer(config(source, {}))
-    held = tensors(source.tensors)
-    held.pop("freqs_cis", None)
+        gpt = Transformer(c)
     gpt.load_state_dict(held, assign=True)
     return gpt.eval().to(dtype)
 
