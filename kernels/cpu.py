@@ -34,6 +34,7 @@ ISAS = {
 # The file of inner loops -> the instruction sets that only it knows.
 LOOPS: dict[str, dict[str, dict[str, tuple[str, ...]]]] = {
     "lanes.cpp": {},
+    "rows.cpp": {"x86_64": {"vnni": VNNI}},
     "tiles.cpp": {"x86_64": {"bf16": (*VNNI, "-mavx512bf16"), "vnni": VNNI}},
 }
 LONGEST = 300  # seconds for one file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -107,17 +107,17 @@ class Emitter(Nodes):
     """One graph.
 
     values: weights to write into the model itself; the others lie in the weights file. wide: a
-    step queries several slots of a cache. few: its products have few rows, so that reading the
-    weights is what takes time. kernels: whether our own kernels may run it. table: the lowerings.
+    step queries several slots of a cache. turned: matrices stored column by column, for our
+    products of few rows. kernels: whether our own kernels may run it. table: the lowerings.
     """
 
     def __init__(self, g: Graph, spans: Mapping[str, tuple[int, int]], *, wide: bool = False,
-                 few: bool = False, kernels: bool = False,
+                 turned: Container[str] = (), kernels: bool = False,
                  values: Mapping[str, Any] | None = None,
                  table: Mapping[str, Lower] = LOWER):
         super().__init__()
         self.table = table
-        self.g, self.wide, self.few, self.kernels = g, wide, few, kernels
+        self.g, self.wide, self.turned, self.kernels = g, wide, turned, kernels
         self.inits: list[Any] = []
         self.functions: dict[str, Any] = {}
         self.names: dict[Value, str] = {p: p.name for p in g.params}
@@ -178,7 +178,7 @@ class Emitter(Nodes):
 
     def _external(self, w: Value, span: tuple[int, int]) -> Any:
         t = self.onnx.TensorProto(name=w.name, data_type=DTYPES[w.type.dtype])
-        t.dims.extend(w.type.shape)
+        t.dims.extend(w.type.shape[::-1] if w.name in self.turned else w.type.shape)
         t.data_location = self.onnx.TensorProto.EXTERNAL
         for key, value in (("location", WEIGHTS), ("offset", span[0]), ("length", span[1])):
             t.external_data.add(key=key, value=str(value))
@@ -235,6 +235,7 @@ class Emitter(Nodes):
             made = [made] if isinstance(made, str) else made
             self.names.update(zip(n.outs, made, strict=True))
         outs = self._outputs()
+        self._sweep()
         h = self.onnx.helper
         graph = h.make_graph(self.nodes, self.g.name,
                              [self._info(p.name, p.type) for p in self.g.params], outs,
@@ -244,6 +245,16 @@ class Emitter(Nodes):
                              functions=list(self.functions.values()))
         model.ir_version = IR_VERSION
         return bytes(model.SerializeToString())
+
+    def _sweep(self) -> None:
+        """Drop what nobody reads: what was lowered again, together with what follows it."""
+        read = {f"out.{name}" for name, _ in self.g.results}
+        kept = []
+        for n in reversed(self.nodes):
+            if read.intersection(n.output):
+                read.update(_reads(n))
+                kept.append(n)
+        self.nodes = kept[::-1]
 
     def _outputs(self) -> list[Any]:
         """Results are named `out.x`, since a state bears its input's name.
@@ -273,6 +284,14 @@ def few_integers(types: Mapping[str, Type]) -> list[str]:
     """Weights that must be in the model: ONNX Runtime takes a constant for another one of the same
     few integers, and then cannot tell a shape when that one lies in a file."""
     return [k for k, t in types.items() if t.dtype[0] in "iu" and t.size() <= SHARED]
+
+
+def _reads(n: Any) -> Iterator[str]:
+    """Names that a node reads, or the branches inside it."""
+    yield from n.input
+    for a in n.attribute:
+        for inner in a.g.node:
+            yield from _reads(inner)
 
 
 def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:

@@ -47,26 +47,6 @@ def silu(e: Emitter, n: Node, x: list[str]) -> str:
     return e.ms("QuickGelu", x[0], alpha=1.0)  # x * sigmoid(x), fused
 
 
-@lowers("swiglu")
-def swiglu(e: Emitter, n: Node, x: list[str]) -> str:
-    return str(e.kernel("SwiGLU", _swiglu, *x) if is_f32(n) else _swiglu(e, *x))
-
-
-def _swiglu(e: Nodes, gate: str, x: str) -> str:
-    return str(e.op("Mul", e.ms("QuickGelu", gate, alpha=1.0), x))
-
-
-@lowers("matmul")
-def matmul(e: Emitter, n: Node, x: list[str]) -> str:
-    w = n.args[1]
-    ours = e.few and w.is_weight and w.type.rank == 2 and n.args[0].type.rank > 1 and is_f32(n)
-    return str(e.kernel("MatMul", _matmul, *x) if ours else _matmul(e, *x))
-
-
-def _matmul(e: Nodes, x: str, w: str) -> str:
-    return str(e.op("MatMul", x, w))
-
-
 def is_f32(n: Node) -> bool:
     return all(a.type.dtype == "f32" for a in n.args)
 
@@ -243,42 +223,21 @@ def conv2d(e: Emitter, n: Node, x: list[str]) -> str:
                 pads=list(a.get("pads", (0, 0, 0, 0))))
 
 
-def _ones(e: Emitter, n: Node) -> str:
+def ones(e: Emitter, n: Node) -> str:
     t = n.args[0].type
     return e.number(np.ones(t.shape[-1]), t.dtype)
 
 
 @lowers("layer_norm")
 def layer_norm(e: Emitter, n: Node, x: list[str]) -> str:
-    x = x if len(x) > 1 else [*x, _ones(e, n)]
+    x = x if len(x) > 1 else [*x, ones(e, n)]
     return e.op("LayerNormalization", *x, axis=-1, epsilon=n.attrs["eps"])
 
 
 @lowers("rms_norm")
 def rms_norm(e: Emitter, n: Node, x: list[str]) -> str:
-    x = x if len(x) > 1 else [*x, _ones(e, n)]
+    x = x if len(x) > 1 else [*x, ones(e, n)]
     return e.op("SimplifiedLayerNormalization", *x, axis=-1, epsilon=n.attrs["eps"])
-
-
-@lowers("residual_norm")
-def residual_norm(e: Emitter, n: Node, x: list[str]) -> list[str]:
-    x = x if len(x) > 2 else [*x, _ones(e, n)]
-    if n.args[0].type.rank not in (2, 3):  # the fused op takes no other
-        total = e.op("Add", *x[:2])
-        return [e.op("SimplifiedLayerNormalization", total, x[2], epsilon=n.attrs["eps"]), total]
-    body = partial(_residual_norm, epsilon=n.attrs["eps"])
-    if not is_f32(n):
-        return body(e, *x)
-    return list(e.kernel("ResidualNorm", body, *x, e.float([n.attrs["eps"]])))
-
-
-def _residual_norm(e: Nodes, x: str, y: str, weight: str, eps: str = "", *,
-                   epsilon: float) -> list[str]:
-    norm, total = e.fresh("norm"), e.fresh("sum")
-    e.nodes.append(e.onnx.helper.make_node(
-        "SkipSimplifiedLayerNormalization", [x, y, weight], [norm, "", "", total],
-        domain="com.microsoft", name=f"{e.where}#{len(e.nodes)}", epsilon=epsilon))
-    return [norm, total]
 
 
 @lowers("group_norm", "group_norm_silu")

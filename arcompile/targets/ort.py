@@ -318,17 +318,26 @@ class OrtCpu(Target):
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None]) -> None:
         from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
+        from arcompile.targets.onnx_few import turned
 
-        types = _aligned({k: v.type for k, v in used(program.graphs).items()})
+        few = [g for g in program.graphs if _few(program, g.name)] if self.kernels else []
+        many = used(g for g in program.graphs if g not in few)
+        columns = turned(few) - many.keys()
+        types = {k: Type(v.type.dtype, v.type.shape[::-1] if k in columns else v.type.shape)
+                 for k, v in used(program.graphs).items()}
+        types = _aligned(types)
         _, spans = safetensors.layout(types)
-        values = {k: store[k] for k in few_integers(types)}
+
+        def read(name: str) -> Array:
+            return np.ascontiguousarray(store[name].T) if name in columns else store[name]
+
+        values = {k: read(k) for k in few_integers(types)}
         for i, g in enumerate(program.graphs):
             model = emit(g, spans, values=values, wide=self.wide(program, g.name),
-                         few=_few(program, g.name), kernels=self.kernels)
+                         turned=columns, kernels=self.kernels)
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
-        safetensors.write(folder / WEIGHTS, types, store.__getitem__,
-                          lambda f: progress("weights", f))
+        safetensors.write(folder / WEIGHTS, types, read, lambda f: progress("weights", f))
 
     def wide(self, program: Program, graph: str) -> bool:
         """Does attention of this graph take several query slots over a past?"""

@@ -21,15 +21,12 @@ from arcompile.targets.onnx_attention import MASKS
 RNG = np.random.default_rng(0)
 F32, I32 = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_int32)
 I64 = ctypes.c_int64
-SIZES = [(1, 768, 2304), (2, 64, 4096), (3, 37, 130), (5, 8, 16), (8, 7, 5), (9, 129, 1030),
-         (40, 96, 600), (0, 16, 32)]
 DTYPES = {"f": T.FLOAT, "l": T.INT64}
 
 
 class Lanes(ctypes.Structure):
     _fields_ = [
         ("name", ctypes.c_char_p),
-        ("matmul", ctypes.CFUNCTYPE(None, F32, F32, F32, I64, I64, I64, I64, I64)),
         ("swiglu", ctypes.CFUNCTYPE(None, F32, F32, F32, I64)),
         ("attend", ctypes.CFUNCTYPE(None, F32, I64, I64, F32, F32, I64, I64, I32, ctypes.c_float,
                                     F32, F32, I64)),
@@ -60,25 +57,6 @@ def lanes(library, request):
 
 def at(x):
     return x.ctypes.data_as(F32)
-
-
-def product(lanes, x, w, cut=0):
-    """By one call, or by two that share the columns."""
-    y = np.full((len(x), w.shape[1]), np.nan, np.float32)
-    for n0, n1 in ((0, cut), (cut, w.shape[1])):
-        lanes.matmul(at(x), at(w), at(y), *x.shape, w.shape[1], n0, n1)
-    return y
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_matmul(lanes, size):
-    rows, k, n = size
-    x, w = RNG.standard_normal((rows, k), np.float32), RNG.standard_normal((k, n), np.float32)
-    y = product(lanes, x, w, cut=n // 3)
-    want = x.astype(np.float64) @ w
-    assert np.abs(y - want).max(initial=0) < 1e-6 * k
-    for i in range(rows):  # whatever else is in the batch, bit for bit
-        assert (product(lanes, x[i : i + 1], w) == y[i]).all()
 
 
 def test_swiglu(lanes):
@@ -183,12 +161,6 @@ def test_cached_attention(library, mask, s, past):
     want = attention(q, k, v, np.array(past, np.int32), heads=heads, kv_heads=kv, scale=0.2,
                      mask=mask, extra=("past",))
     assert np.allclose(got, want, atol=2e-6)
-
-
-def test_matmul_of_many_axes(library):
-    x = RNG.standard_normal((2, 3, 300), np.float32)
-    w = RNG.standard_normal((300, 4097), np.float32)
-    assert np.abs(run(library, "MatMul", x, w) - x @ w).max() < 1e-4
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [

@@ -1,5 +1,5 @@
 // The inner loops; ARC_ISA names the instruction set this copy is compiled for. Meanings:
-// arcompile/ops (matmul, swiglu, attention, norms, draw), which tests compare them with. No templates of the standard
+// arcompile/ops (swiglu, attention, norms, draw), which tests compare them with. No templates of the standard
 // library here: the linker would keep one copy of theirs for all instruction sets.
 #include "lanes.h"
 
@@ -11,70 +11,7 @@ namespace arc {
 namespace ARC_ISA {
 namespace {
 
-constexpr int64_t DEPTH = 8;     // rows of w in flight: as many streams for the prefetcher
-constexpr int64_t TILE = 512;    // columns at a time where many rows share them
-
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// --- matmul: few rows, weights read once, straight from where they are mapped -------------------
-
-// y[ROWS, n0:n1] += x[ROWS, DEPTH] @ w[DEPTH, n0:n1]. Every output adds up in the order of k,
-// whatever ROWS is: a row's result does not depend on its batch.
-template <int ROWS>
-void panel(const float* x, int64_t k, const float* w, int64_t n, float* y, int64_t n0,
-           int64_t n1, bool ahead) {
-  int64_t c = n0;
-  for (; c + LANES <= n1; c += LANES) {
-    if (ahead)
-      for (int d = 0; d < DEPTH; ++d) __builtin_prefetch(w + (DEPTH + d) * n + c);
-    F32 v[DEPTH];
-    for (int d = 0; d < DEPTH; ++d) v[d] = load(w + d * n + c);
-    for (int r = 0; r < ROWS; ++r) {
-      F32 a = load(y + r * n + c);
-      for (int d = 0; d < DEPTH; ++d) a += v[d] * all(x[r * k + d]);
-      store(y + r * n + c, a);
-    }
-  }
-  for (; c < n1; ++c)
-    for (int r = 0; r < ROWS; ++r)
-      for (int d = 0; d < DEPTH; ++d) y[r * n + c] += w[d * n + c] * x[r * k + d];
-}
-
-void remainder(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n,
-               int64_t from, int64_t n0, int64_t n1) {
-  for (int64_t d = from; d < k; ++d)
-    for (int64_t r = 0; r < rows; ++r)
-      for (int64_t c = n0; c < n1; ++c) y[r * n + c] += w[d * n + c] * x[r * k + d];
-}
-
-void columns(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n,
-             int64_t n0, int64_t n1) {
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = n0; c < n1; ++c) y[r * n + c] = 0;
-  const int64_t whole = k / DEPTH * DEPTH;
-  for (int64_t d = 0; d < whole; d += DEPTH) {
-    const bool more = d + DEPTH < whole;
-    for (int64_t r = 0; r < rows;) {
-      const float* from = x + r * k + d;
-      float* to = y + r * n;
-      const bool ahead = more && r == 0;
-      switch (smaller(rows - r, 4)) {
-        case 4: panel<4>(from, k, w + d * n, n, to, n0, n1, ahead); r += 4; break;
-        case 3: panel<3>(from, k, w + d * n, n, to, n0, n1, ahead); r += 3; break;
-        case 2: panel<2>(from, k, w + d * n, n, to, n0, n1, ahead); r += 2; break;
-        default: panel<1>(from, k, w + d * n, n, to, n0, n1, ahead); r += 1;
-      }
-    }
-  }
-  remainder(x, w, y, rows, k, n, whole, n0, n1);
-}
-
-void matmul(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n,
-            int64_t n0, int64_t n1) {
-  const int64_t tile = rows <= 4 ? n1 - n0 : TILE;
-  for (int64_t c = n0; c < n1; c += tile)
-    columns(x, w, y, rows, k, n, c, smaller(c + tile, n1));
-}
 
 // --- swiglu ---------------------------------------------------------------------------------------
 
@@ -249,7 +186,7 @@ float masses(const float* x, float* p, int64_t count, float peak) {
 #define ARC_TEXT(x) #x
 #define ARC_NAME(x) ARC_TEXT(x)
 extern const Lanes table;
-const Lanes table = {ARC_NAME(ARC_ISA), matmul, swiglu, attend, residual_norm,
+const Lanes table = {ARC_NAME(ARC_ISA), swiglu, attend, residual_norm,
                      group_norm, masses};
 
 }  // namespace ARC_ISA

@@ -7,9 +7,6 @@ namespace arc {
 
 struct Lanes {
   const char* name;
-  // y[rows,n0:n1] = x[rows,k] @ w[k,n][:, n0:n1]; all row-major, y's rows are n long.
-  void (*matmul)(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n,
-                 int64_t n0, int64_t n1);
   // y = silu(gate) * x
   void (*swiglu)(const float* gate, const float* x, float* y, int64_t count);
   // Attention of `queries` <= 16 rows of q over n keys and values [n,width], query i over the first

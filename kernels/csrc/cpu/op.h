@@ -17,6 +17,7 @@ struct Tensor {
 
   float* f32() const { return static_cast<float*>(data); }
   int64_t* i64() const { return static_cast<int64_t*>(data); }
+  int8_t* i8() const { return static_cast<int8_t*>(data); }
   int64_t count() const {
     int64_t n = 1;
     for (int64_t d : dims) n *= d;
@@ -48,6 +49,8 @@ void each(ort::Context* c, int64_t parts, F work) {
   api.parallel(c, [](void* f, size_t i) { (*static_cast<F*>(f))(static_cast<int64_t>(i)); },
                static_cast<size_t>(parts), &work);
 }
+
+constexpr int64_t WORTH = 1 << 16;  // floats below which threads cost more than they give
 
 inline int64_t cores() {
   static const int64_t n = std::max(1u, std::thread::hardware_concurrency());
@@ -105,5 +108,6 @@ struct Ops {
 
 Ops conv_ops();    // conv.cpp
 Ops linear_ops();  // linear.cpp
+Ops few_ops();     // few.cpp
 
 }  // namespace arc

@@ -15,21 +15,6 @@ namespace {
 
 // --- the ops --------------------------------------------------------------------------------------
 
-constexpr int64_t WORTH = 1 << 16;  // floats of weights below which threads cost more than they give
-
-void matmul(void*, ort::Context* c) {
-  const Tensor x = input(c, 0), w = input(c, 1);
-  const int64_t k = w.dims[0], n = w.dims[1], rows = k ? x.count() / k : 0;
-  std::vector<int64_t> shape = x.dims;
-  shape.back() = n;
-  const Tensor y = output(c, std::move(shape));
-  const int64_t parts = k * n < WORTH ? 1 : cores(), step = ((n + parts - 1) / parts + 15) / 16 * 16;
-  each(c, parts, [&](int64_t i) {
-    const int64_t from = std::min(i * step, n), to = std::min(from + step, n);
-    if (from < to) lanes().matmul(x.f32(), w.f32(), y.f32(), rows, k, n, from, to);
-  });
-}
-
 void swiglu(void*, ort::Context* c) {
   const Tensor gate = input(c, 0), x = input(c, 1), y = output(c, gate.dims);
   const int64_t n = y.count(), parts = n < WORTH ? 1 : cores(), step = (n + parts - 1) / parts;
@@ -122,7 +107,6 @@ void draw(void*, ort::Context* c) {
 
 constexpr int F = ort::FLOAT, I = ort::INT64;
 const std::array OPS = {
-    declare("MatMul", {F, F}, {F}, matmul),
     declare("SwiGLU", {F, F}, {F}, swiglu, true),
     declare("CachedAttention", {F, F, F, I, I, F}, {F}, cached_attention),
     declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
@@ -142,7 +126,7 @@ ort::Status* domain_of(const void* runtime, ort::Domain** out) {
     if (owner == runtime) return *out = domain, nullptr;
   ort::Domain* domain = nullptr;
   if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
-  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), linear_ops()})
+  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), linear_ops(), few_ops()})
     for (const Declared& op : ops)
       if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
   made.emplace_back(runtime, domain);
