@@ -1,6 +1,7 @@
-"""libarcompile against the Python runtime on every family: tokens and pixels, bit for bit.
+"""libarcompile against the Python runtime on every demo, with passes, and on every family: tokens
+and pixels, bit for bit.
 
-Building each family takes minutes in all; ARC_TEST_FAMILIES=1 asks for it, or names some of them.
+Building them takes minutes in all; ARC_TEST_FAMILIES=1 asks for it, or names some of them.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from arcompile import dims
 
 pytestmark = [pytest.mark.ort, pytest.mark.slow]
 ASKED = os.environ.get("ARC_TEST_FAMILIES", "")
-FAMILIES = ("demo", "flexvar", "hmar", "infinity", "janus", "llamagen", "mar", "nar", "par", "rar",
-            "token-shuffle", "var", "xar")
+FAMILIES = ("flexvar", "hmar", "infinity", "janus", "llamagen", "mar", "nar", "par", "rar",
+            "var", "xar")
+WEIGHTS = ("int8", "int8{block=128}", "int4", "mixed", "smooth", "int8-conv")
+DRAFTS = tuple(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern", "cool-sd"))
+DEMOS = ("demo", *(f"demo+{p}" for p in (*WEIGHTS, *DRAFTS, "zipar", "int8, jacobi{window=8}")),
+         "demo-var", *(f"demo-var+{p}" for p in WEIGHTS))
 OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
 SEEDS = 20
 
@@ -27,16 +32,17 @@ def lib():
     return native.Library(native.library())
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=(*DEMOS, *FAMILIES))
 def both(request, lib, tmp_path_factory):
     """(the name, the engine in C++, the engine in Python)."""
     if ASKED in ("", "0"):
         pytest.skip("ARC_TEST_FAMILIES=1 compares every family")
-    if ASKED != "1" and request.param not in ASKED.split(","):
+    name, _, passes = request.param.partition("+")
+    if ASKED != "1" and name not in ASKED.split(","):
         pytest.skip(f"ARC_TEST_FAMILIES={ASKED}")
-    folder = tmp_path_factory.mktemp("cpp") / request.param
-    if request.param == "demo":
-        arcompile.build("demo", out=folder)
+    folder = tmp_path_factory.mktemp("cpp") / "engine"
+    if name.startswith("demo"):
+        arcompile.build(name, passes=passes or None, out=folder, report=False)
     else:
         import plain
 

@@ -72,7 +72,15 @@ Session::Session(std::shared_ptr<const ort::Library> library, const std::string&
   const std::string what = "ONNX Runtime cannot describe graph " + graph;
   std::size_t n = 0;
   library_->must(library_->api().SessionGetInputCount(raw(), &n), what);
-  for (std::size_t i = 0; i < n; ++i) inputs_.push_back(port(i, true, slots));
+  Sizes told;
+  for (std::size_t i = 0; i < n; ++i) {
+    inputs_.push_back(port(i, true, slots));
+    const std::size_t before = told.size();
+    for (const Dim& d : inputs_.back().type.shape) {
+      if (d.symbol()) told.emplace(d.name(), 0);
+    }
+    if (told.size() > before) tellers_.push_back(i);
+  }
   library_->must(library_->api().SessionGetOutputCount(raw(), &n), what);
   for (std::size_t i = 0; i < n; ++i) {
     Port p = port(i, false, slots);
@@ -188,9 +196,8 @@ void Bound::bind_output(std::size_t i, const Ref& value) {
 
 Sizes Bound::sizes() const {
   Sizes found;
-  for (std::size_t i = 0; i < last_.size(); ++i) {
-    const Port& p = s_.inputs()[i];
-    if (p.type.symbolic()) measure(p.name, p.type, last_[i]->shape, found);
+  for (const std::size_t i : s_.tellers()) {
+    measure(s_.inputs()[i].name, s_.inputs()[i].type, last_[i]->shape, found);
   }
   return found;
 }

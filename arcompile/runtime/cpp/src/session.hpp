@@ -51,6 +51,8 @@ class Session {
   const std::string& graph() const { return graph_; }
   const std::vector<Port>& inputs() const { return inputs_; }
   const std::vector<Port>& results() const { return results_; }
+  // Inputs whose shapes together tell every size: a few of many.
+  const std::vector<std::size_t>& tellers() const { return tellers_; }
 
  private:
   Port port(std::size_t i, bool input, Slots& slots) const;
@@ -58,6 +60,7 @@ class Session {
   std::string graph_;
   ort::Owned<OrtSession> session_;
   std::vector<Port> inputs_, results_;
+  std::vector<std::size_t> tellers_;
 };
 
 // A session bound to one run's buffers. Nothing is bound twice that did not change.
