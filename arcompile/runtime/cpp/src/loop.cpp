@@ -230,29 +230,10 @@ bool Loop::run_steps() {
     env_[slot_.past] = past_;
     done += s.span();
     if (later[i + 1] != later[i] && !later[i + 1]->empty()) forget(*later[i + 1]);
+    dismiss(done);
     if (!s.work->window && !report(done)) return false;
   }
   return true;
-}
-
-// Caches that these graphs, all that are still to run, do not read: others need the memory.
-void Loop::forget(const Graphs& later) {
-  std::set<std::size_t> read;
-  for (const std::string& graph : later) {
-    for (const Port& input : models_.session(graph).inputs()) read.insert(input.slot);
-  }
-  for (const auto& [name, type] : p_.state) {
-    const std::size_t slot = models_.slots()[name];
-    if (!read.count(slot)) env_[slot] = nullptr;
-  }
-  for (auto it = bounds_.begin(); it != bounds_.end();) {
-    if (later.count(it->first)) {
-      ++it;
-    } else {
-      let_go_ += it->second.seconds();
-      it = bounds_.erase(it);
-    }
-  }
 }
 
 void Loop::set_constants(const Work& work) {
@@ -311,6 +292,9 @@ void Loop::run_graph(const std::string& graph, const Where* where) {
   } catch (const Error&) {
     cancel_.check();  // what ended it was the caller
     throw;
+  }
+  for (const Port& r : b.session().results()) {
+    if (r.by_row) of_rows_.insert(r.slot);
   }
   if (!where) return;
   if (keep_logits && b.makes(slot_.logits)) {

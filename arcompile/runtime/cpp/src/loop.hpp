@@ -78,6 +78,7 @@ class Loop {
   void commit(const Where& where, const Ref& token);
   bool report(std::size_t done);
   void forget(const Graphs& later);
+  void dismiss(std::size_t done);
   Ref partial();
   Bound& bound(const std::string& graph);
   double in_sessions() const;
@@ -102,6 +103,7 @@ class Loop {
   std::map<std::string, std::vector<std::pair<std::size_t, std::vector<Ref>>>> tables_;
   Sizes sizes_;
   std::int64_t rows_ = 0;
+  std::set<std::size_t> of_rows_;    // slots of what has a row for each row
   Ref tokens_, past_, scale_;
   Where all_;
   const Step* now_ = nullptr;

@@ -83,7 +83,7 @@ const Draw& draw_named(const Program& p, const std::string& name) {
 std::int64_t turns_of(const Program& p) {
   std::size_t most = 0;
   for (const Step& s : p.steps) {
-    for (const Call& c : s.calls) {
+    for (const Call& c : s.work->calls) {
       if (c.loop.empty()) continue;
       const auto& columns = p.tables.at(c.loop);
       if (!columns.empty()) most = std::max(most, columns.front().second.size());

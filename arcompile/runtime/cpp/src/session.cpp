@@ -111,6 +111,7 @@ Port Session::port(std::size_t i, bool input, Slots& slots) const {
   const ort::Owned<OrtTypeInfo> held{info, {api.ReleaseTypeInfo}};
   p.type = type_of(*library_, info, graph_);
   p.slot = slots[p.name];
+  p.by_row = !input && !p.type.shape.empty() && p.type.shape[0] == Dim::parse("r");
   return p;
 }
 

@@ -39,6 +39,7 @@ struct Port {
   std::size_t slot = 0;
   int carried = -1;     // of a result: the input that it is the next value of
   bool renews = false;  // of a result: it has an input's name, but not its type
+  bool by_row = false;  // of a result: it has a row of its own for each row
   bool stays = false;   // of a result: it is carried in the accelerator's memory
 };
 
@@ -74,6 +75,7 @@ class Bound {
   // results are those of all images.
   void run_each(Env& env, std::int64_t n, const OrtRunOptions* options);
   bool makes(std::size_t slot) const;    // does it have such a result?
+  const Session& session() const { return s_; }
   double seconds() const { return seconds_; }  // within ONNX Runtime so far
 
  private:
