@@ -67,7 +67,7 @@ class Captured:
     """A graph for one set of shapes: its inputs lie still, states are written where they are."""
 
     def __init__(self, plan: Any, given: Mapping[str, Any], t: Any):
-        self.given = {k: v if k in plan.states else v.clone() for k, v in given.items()}
+        self.given = {k: v if k in plan.written else v.clone() for k, v in given.items()}
         self.graph = t.cuda.CUDAGraph()
         with t.cuda.graph(self.graph):
             self.out = plan.run(self.given)
@@ -99,6 +99,13 @@ class Runner:
     def inputs(self, graph: str) -> list[str]:
         return list(self.m.plans[graph].inputs)
 
+    def by_row(self, graph: str) -> set[str]:
+        return {k for k, v in self.m.plans[graph].g.results if v.type.shape[:1] == ("r",)}
+
+    def first(self, value: Any, rows: int) -> Any:
+        with self.m.t.inference_mode():
+            return value[:rows].clone() if not isinstance(value, np.ndarray) else value[:rows]
+
     def run(self, graph: str, env: Env) -> Env:
         plan = self.m.plans[graph]
         with self.m.t.inference_mode():
@@ -106,7 +113,7 @@ class Runner:
             if not self.m.capture:
                 return plan.run(given)
             key = (graph, *(tuple(v.shape) for v in given.values()),
-                   *(given[k].data_ptr() for k in plan.states))
+                   *(given[k].data_ptr() for k in plan.written))
             self.seen[key] = self.seen.get(key, 0) + 1
             if self.seen[key] <= EAGER:
                 return plan.run(given)

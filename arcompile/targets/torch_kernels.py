@@ -13,6 +13,7 @@ from arcompile.ir import Graph, Node, Value
 from arcompile.kernel import KERNELS, case
 from arcompile.kernels.tune import Choices
 from arcompile.targets.torch_attention import cache_append, rope
+from arcompile.targets.torch_feed import feed
 from arcompile.targets.torch_ops import TORCH
 
 NAMES = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
@@ -146,7 +147,7 @@ def fused(g: Graph, nodes: Sequence[Node]) -> list[Fused]:
     joined: dict[Node, Fused] = {}
     gone: set[Node] = set()
     for n in nodes:
-        for pattern in (_chain, _modulated):
+        for pattern in (_chain, _modulated, _feed):
             found = pattern(g, n)
             if found is not None and not gone & {n, *found[1]}:
                 joined[n] = found[0]
@@ -256,3 +257,28 @@ def _adaln(t: Any, x: Any, scale: Any, shift: Any, eps: float) -> Any:
     out, _ = v(x.reshape(-1, d).contiguous(), kind="layer", eps=eps, rows=s, one=0.0,
                    scale=scale.reshape(r, d).contiguous(), shift=shift.reshape(r, d).contiguous())
     return out.reshape(x.shape)
+
+
+def _feed(g: Graph, n: Node) -> Found | None:
+    """What a scale adds to the picture so far: kernel var_feed."""
+    found = feed(g, n)
+    if found is None:
+        return None
+    parts, inside = found
+    args = tuple(parts[k] for k in ("token", "codebook", "weight", "bias", "f_hat"))
+    attrs = {"side": parts["side"], "share": parts["share"]}
+    return Fused(_var_feed, args, n.outs, attrs, "var_feed"), inside
+
+
+def _var_feed(t: Any, token: Any, codebook: Any, weight: Any, bias: Any, f_hat: Any, side: int,
+              share: float) -> Any:
+    b, c, size, _ = f_hat.shape
+    v = best("var_feed", codebook, b=b, c=c, v=codebook.shape[0], n=side, size=size)
+    if v is not None and weight.dtype == codebook.dtype and f_hat.dtype == t.float32:
+        return v(token=token, codebook=codebook, weight=weight, bias=bias, f_hat=f_hat, side=side,
+                 share=share)
+    h = codebook[token].transpose(1, 2).reshape(b, c, side, side)
+    if side != size:
+        h = TORCH["resize"](t, h, size=(size, size), mode="bicubic")
+    mixed = TORCH["conv2d"](t, h.to(weight.dtype), weight, bias, pads=(1, 1, 1, 1))
+    return f_hat.add_(h * (1 - share) + mixed * share)

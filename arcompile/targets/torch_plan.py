@@ -13,7 +13,8 @@ from arcompile.targets import torch_attention, torch_kernels, torch_quant
 from arcompile.targets.torch_ops import DTYPES, TORCH
 from arcompile.targets.torch_profile import Notes
 
-CACHES = {"cache_append": (0,), "decode_attention": (3, 4)}  # operands that are overwritten
+CACHES = {  # operands that are overwritten
+    "cache_append": (0,), "decode_attention": (3, 4), "var_feed": (4,)}
 assert torch_attention
 assert torch_quant
 
@@ -54,6 +55,9 @@ class Plan:
                  self._copies(c, i, last),
                  tuple(a for a in {*c.args} if last[a] == i and a not in kept))
             for i, c in enumerate(calls)]
+        over = {s.args[k].name for s in self.steps for k in CACHES.get(s.op, ())
+                if k not in s.copies}
+        self.written = [k for k in self.states if k in over]  # where they lie
 
     def _constant(self, n: Node) -> bool:
         if n.op != "const":

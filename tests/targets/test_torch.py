@@ -21,6 +21,7 @@ from arcompile.family import FAMILIES
 from arcompile.ir import OPS
 from arcompile.kernels import lang
 from arcompile.pipeline import parse_pipeline, run
+from arcompile.program_text import parse_program
 from arcompile.target import TARGETS
 from arcompile.targets import torch_attention, torch_kernels, torch_quant
 from arcompile.targets.torch_cuda import Models
@@ -142,6 +143,30 @@ def test_patterns_are_found():
   return y=%2
 }""").graphs[0]
     assert [c.op for c in torch_kernels.fused(one, one.nodes)] == ["add_norm"]
+
+
+def test_the_feed_of_a_scale_is_one_call(tmp_path):
+    """In both forms that VAR has, and with the pixels it had."""
+    family = FAMILIES["var"]
+    model = family.model(family.random("tiny"), {})
+    folder = tmp_path / "var"
+    folder.mkdir()
+    write(folder, "var", model, "torch-cpu", "f32", parse_pipeline(PASSES))
+    e = arcompile.load(folder, check=False)
+    plain = e.generate([0], seed=1, temperature=0.0)
+    p = parse_program((folder / "program.arc").read_text())
+    for name in ("feed0", "feed1", "feed2"):
+        g = p.graph(name)
+        calls = torch_kernels.fused(g, [n for n in g.nodes if n.op != "const"])
+        assert [c.op for c in calls].count("var_feed") == 1, name
+        assert not {"conv2d", "transpose"} & {c.op for c in calls[:3]}
+    if lang.interpreting():
+        made = Models(folder, e.program, "cpu", kernels=True, capture=False)
+        made.plans = {k: v if "feed" in k else e.models.plans[k] for k, v in made.plans.items()}
+        e.__dict__["models"] = made
+        ours = e.generate([0], seed=1, temperature=0.0)
+        assert (ours.tokens == plain.tokens).all()
+        assert np.abs(ours.pixels - plain.pixels).max() <= 1e-3 * np.abs(plain.pixels).max()
 
 
 def test_patterns_that_others_read_are_left():
