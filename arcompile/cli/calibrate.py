@@ -27,6 +27,7 @@ def calibrate(
     """Draw some pictures, and write what products and convolutions met while they were drawn."""
     from arcompile.calibrate import calibrate as see
     from arcompile.compile import read
+    from arcompile.passes.ranges import HEADS
 
     if out.suffix != ".safetensors" or out.is_dir() or not out.parent.is_dir():
         raise ArcError(f"cannot write ranges to {out}",
@@ -40,3 +41,5 @@ def calibrate(
     print(f"{len(found)} ranges of {pictures} pictures in {out}")
     print(f'next: arcompile build {checkpoint} --passes "smooth{{ranges=\'{out}\'}}, int8, '
           f'int8-conv{{ranges=\'{out}\'}}"')
+    if any(k.endswith(HEADS) for k in found):
+        print(f'or: arcompile build {checkpoint} --passes "kv-hack{{ratio=0.5,ranges=\'{out}\'}}"')
