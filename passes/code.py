@@ -14,7 +14,7 @@ from itertools import accumulate
 from arcompile import partner
 from arcompile.drafting import renamed
 from arcompile.errors import ArcError
-from arcompile.ir import Builder, Graph, Node, Value
+from arcompile.ir import Builder, Graph, Node, Type, Value
 from arcompile.pipeline import Pass, register
 from arcompile.program import Call, Program, Step
 from arcompile.weights import Array, Store, Weights
@@ -128,7 +128,9 @@ def _joined(p: Program, large: Program, scales: int) -> Program:
         return f"{MARK}_{name}"
 
     graphs = [renamed(large.graph(c.graph), at(c.graph), names, _own) for c in large.prompt]
-    graphs.append(renamed(large.graph("step"), at("step"), names, _own))
+    read = sum(len(s.commit) for s in p.steps[:scales])
+    step = renamed(large.graph("step"), at("step"), names, _own)
+    graphs.append(_shorter(step, p.positions, read))
     for i in range(scales - 1):
         feed = large.graph(f"feed{i}")
         feed = replace(feed, results=tuple((k, v) for k, v in feed.results if k != "f_hat"))
@@ -146,9 +148,26 @@ def _joined(p: Program, large: Program, scales: int) -> Program:
         steps.append(s)
     own = () if last else tuple((k, t) for k, t in p.state if k != "f_hat")
     shared = tuple((k, t) for k, t in p.state if k == "f_hat")
-    others = tuple((names[k], t) for k, t in large.state if k != "f_hat")
+    others = tuple((names[k], _cut(t, p.positions, read)) for k, t in large.state if k != "f_hat")
     return replace(p, graphs=tuple(graphs), steps=tuple(steps), state=(*own, *others, *shared),
                    prompt=(*p.prompt, *(Call(at(c.graph)) for c in large.prompt)))
+
+
+def _cut(t: Type, old: int, new: int) -> Type:
+    """A cache of fewer slots."""
+    fits = t.rank == 4 and t.shape[2] == old
+    return Type(t.dtype, (*t.shape[:2], new, t.shape[3])) if fits else t
+
+
+def _shorter(g: Graph, old: int, new: int) -> Graph:
+    """The step whose caches hold the scales it draws, and no more."""
+    b = Builder(g.name, taken=[v.name for v in g.weights])
+    swap = {v: b.param(v.name, _cut(v.type, old, new)) for v in g.params}
+    swap.update({w: b.weight(w.name, w.type) for w in g.weights})
+    for n in g.nodes:
+        b.origin = n.origin
+        swap.update(zip(n.outs, b.emit(n.op, *(swap[a] for a in n.args), **n.attrs), strict=True))
+    return b.graph(**{k: swap[v] for k, v in g.results})
 
 
 def _seen(g: Graph, scales: int) -> Graph:
