@@ -157,6 +157,7 @@ class Program:
         _verify_words(self)
         _verify_cover(self)
         _verify_sizes(self)
+        _verify_tables(self)
 
     def verify(self) -> None:
         """Raise ArcError unless every position is committed, and every graph can be fed."""
@@ -167,9 +168,6 @@ class Program:
                 raise ArcError(f"two graphs are named {g.name!r}")
         if self.fold:
             verify(self.fold)
-        for name, columns in self.tables.items():
-            if len({len(c) for c in columns.values()}) != 1:
-                raise ArcError(f"the columns of table {name} differ in length, or there are none")
         _verify_feeds(self)
 
     def __str__(self) -> str:
@@ -228,6 +226,17 @@ def _verify_sizes(p: Program) -> None:
                            hint=did_you_mean(lost[0], known))
 
 
+def _verify_tables(p: Program) -> None:
+    """Columns of one length, and a table for every loop."""
+    for name, columns in p.tables.items():
+        if len({len(c) for c in columns.values()}) != 1:
+            raise ArcError(f"the columns of table {name} differ in length, or there are none")
+    for call in {c for c in p.calls() if c.loop}:
+        if call.loop not in p.tables:
+            raise ArcError(f"call {call} loops over {call.loop!r}, which is not a table",
+                           hint=did_you_mean(call.loop, p.tables))
+
+
 def _verify_feeds(p: Program) -> None:
     """Walk the calls once each, in order; every input must have a source of its dtype."""
     have = {k: Type.parse(v) for k, v in BUILTIN.items()}
@@ -242,9 +251,6 @@ def _verify_feeds(p: Program) -> None:
         if call in seen:
             continue
         seen.add(call)
-        if call.loop and call.loop not in p.tables:
-            raise ArcError(f"call {call} loops over {call.loop!r}, which is not a table",
-                           hint=did_you_mean(call.loop, p.tables))
         columns = p.tables[call.loop] if call.loop else {}
         g = p.graph(call.graph)
         for v in g.params:
