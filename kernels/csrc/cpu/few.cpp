@@ -70,10 +70,12 @@ std::vector<int64_t> product_shape(const Tensor& x, int64_t n) {
   return shape;
 }
 
-// Columns [from,to) of n in as many parts as there are cores, whole cache lines each.
+// Columns [from,to) of n in a few parts for each core, so that nobody waits long for a core that has
+// other work to do; whole cache lines each.
 template <class F>
 void share(ort::Context* c, int64_t k, int64_t n, F work) {
-  const int64_t parts = k * n < WORTH ? 1 : cores(), step = ((n + parts - 1) / parts + 63) / 64 * 64;
+  const int64_t parts = k * n < WORTH ? 1 : 4 * cores();
+  const int64_t step = ((n + parts - 1) / parts + 63) / 64 * 64;
   each(c, parts, [&](int64_t i) { work(std::min(i * step, n), std::min(i * step + step, n)); });
 }
 
