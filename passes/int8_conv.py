@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import ClassVar
 
 from arcompile import debug
+from arcompile.errors import ArcError
 from arcompile.ir import Builder, Graph, Node
 from arcompile.passes.bf16_conv import narrowed
 from arcompile.passes.fold import Fold
@@ -16,6 +17,8 @@ from arcompile.pipeline import Keeps, Pass, register
 from arcompile.program import Program
 from arcompile.rewrite import Miss
 from arcompile.weights import Array
+
+LAST = ("conv_last", "norm_conv_last")  # what channels-last makes of convolutions
 
 
 @register("int8-conv")
@@ -42,6 +45,9 @@ class Int8Conv(Pass):
             return p
         seen = of_model(self.ranges, p)
         new = p.on_graphs(lambda g: self._graph(g, seen))
+        if new is p and any(n.op in LAST for g in p.graphs for n in g.nodes):
+            raise ArcError("pass int8-conv: the convolutions have channels last, and those round "
+                           "by what each image holds", hint="int8-conv{dynamic=True}")
         return p if new is p else Fold()(new)
 
     def _graph(self, g: Graph, seen: Mapping[str, Array]) -> Graph:

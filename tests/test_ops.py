@@ -164,7 +164,10 @@ for _stride, _pads, _groups in ((1, (0, 0, 0, 0), 1), (1, (1, 1, 1, 1), 2), (2, 
 
 ELSEWHERE = {"rope", "cache_append", "attention", "decode_attention", "filter_logits", "draw",
              "law", "draw_from", "slide", "verify", "agree", "nearest", "matmul_blocks",
-             "quantize_channels", "quantize_blocks", "quantize_rows", "matmul_int8", "conv2d_int8"}
+             "quantize_channels", "quantize_blocks", "quantize_rows", "matmul_int8", "conv2d_int8",
+             # made by passes alone, whose tests compare them with conv2d and matmul_int8
+             "conv_last", "norm_conv_last", "narrow_conv", "pack_conv", "pack_linear",
+             "linear_int8"}
 
 
 def close(ours: Any, theirs: Any, tolerance: float = 2e-6) -> None:

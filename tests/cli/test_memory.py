@@ -66,17 +66,21 @@ def test_calibrate_then_build_then_show(run, files, tmp_path):
     done = run("calibrate", *given(files), "--pictures", "1", "-o", ranges, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["ranges"] > 10
-    passes = f"smooth{{ranges='{ranges}'}}, int8{{least=0}}, int8-conv{{ranges='{ranges}'}}"
+    passes = f"smooth{{ranges='{ranges}'}}, int8{{least=0}}, int8-conv{{dynamic=True}}"
     done = run("build", *given(files), "--passes", passes, "-o", tmp_path / "e")
     assert done.code == 0, done.err
     assert "lossy passes" in done.out
     found = json.loads(run("show", tmp_path / "e", "--json").out)["quality"]["passes"]
     assert len(found) == 3
-    alone = found[f"int8-conv{{ranges='{ranges}'}}"]
+    alone = found["int8-conv{dynamic=True}"]
     assert alone["kl"] == 0  # the decoder makes no tokens
-    assert 25 <= alone["decoder_psnr"] < 99  # ranges of one picture, weights of noise
+    assert 25 <= alone["decoder_psnr"] < 99  # weights of noise
     assert found["int8{least=0}"]["decoder_psnr"] == 99
     assert "decoder, dB" in run("show", tmp_path / "e").out
+    done = run("build", *given(files), "--passes", f"int8-conv{{ranges='{ranges}'}}", "-o",
+               tmp_path / "f")
+    assert done.code == 1
+    assert "hint: int8-conv{dynamic=True}" in done.err
 
 
 def test_calibrate_writes_where_it_can(run, tmp_path):

@@ -14,12 +14,13 @@ from fuzz.grow import agree, inputs, sizes_of, tolerance, weights
 
 from arcompile import safetensors
 from arcompile.errors import ArcError
-from arcompile.ir import Graph, evaluate, verify
+from arcompile.ir import Graph, Type, evaluate, verify
 from arcompile.kernels import cpu
 from arcompile.pipeline import PASSES, parse_pipeline, run
 from arcompile.program import Program
 from arcompile.target import TARGETS
 from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
+from arcompile.targets.onnx_few import turned
 from arcompile.targets.ort import Bound, Session
 from arcompile.text import parse_graph
 from arcompile.weights import Store, of_arrays, used
@@ -120,11 +121,14 @@ class _Case:
         types = {k: v.type for k, v in used(p.graphs).items()}
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "g.onnx"
+            columns = turned([g]) if Random(self.g.name).random() < 0.5 else ()
+            types = {k: Type(t.dtype, t.shape[::-1] if k in columns else t.shape)
+                     for k, t in types.items()}
             _, spans = safetensors.layout(types)
-            few = Random(self.g.name).random() < 0.5
             path.write_bytes(emit(g, spans, values={k: store[k] for k in few_integers(types)},
-                                  wide=self.sizes["s"] > 1, few=few, kernels=True))
-            safetensors.write(path.parent / WEIGHTS, types, store.__getitem__)
+                                  wide=self.sizes["s"] > 1, turned=columns, kernels=True))
+            safetensors.write(path.parent / WEIGHTS, types, lambda k: np.ascontiguousarray(
+                store[k].T) if k in columns else store[k])
             sides = {"no kernels": None, **({"kernels": library()} if library() else {})}
             return {name: _session_run(path, kernels, self.given)
                     for name, kernels in sides.items()}
