@@ -162,10 +162,9 @@ for _stride, _pads, _groups in ((1, (0, 0, 0, 0), 1), (1, (1, 1, 1, 1), 2), (2, 
                  F.pad(x, (p[1], p[3], p[0], p[2])), w, *b, stride=s, groups=g),
              stride=_stride, pads=_pads, groups=_groups)
 
-# ops that have files of tests of their own
 SORTS = ("rope", "attention", "law", "slide", "verify", "agree", "nearest", "kv_", "cache_",
          "decode_", "filter_", "draw", "quantize", "matmul_", "conv2d_", "conv_", "norm_conv",
-         "narrow_", "pack_", "linear_")
+         "narrow_", "pack_", "linear_")  # these have files of tests of their own
 
 
 def close(ours: Any, theirs: Any, tolerance: float = 2e-6) -> None:
