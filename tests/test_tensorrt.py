@@ -267,6 +267,7 @@ def test_bf16_buffers_widen():
     b = trt_run.Buffer(Memory(), SimpleNamespace(dtype="bf16"), (2,))
     b.write(np.array([0x3FC0, 0xC000], np.uint16))
     assert b.read().tolist() == [1.5, -2.0]
+    assert b.first(1).read().tolist() == [1.5]
     assert NUMPY["bf16"] is np.float32
 
 

@@ -301,8 +301,8 @@ def emit(g: Graph, spans: Mapping[str, tuple[int, int]], **how: Any) -> bytes:
     return Emitter(g, spans, **how).model()
 
 
-MODULES = ("onnx_ops", "onnx_attention", "onnx_channels_last", "onnx_kv", "onnx_kv_formats",
-           "onnx_linear", "onnx_quant", "onnx_sampling", "onnx_speculation")
+MODULES = ("onnx_ops", "onnx_few", "onnx_attention", "onnx_channels_last", "onnx_kv",
+           "onnx_kv_formats", "onnx_linear", "onnx_quant", "onnx_sampling", "onnx_speculation")
 
 
 def fill() -> None:

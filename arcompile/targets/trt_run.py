@@ -33,13 +33,22 @@ class Buffer:
     def write(self, x: Array) -> None:
         self.driver.upload(self.at, x.astype(self.dtype, copy=False))
 
-    def read(self) -> Array:
+    def words(self) -> Array:
+        """As they are; bf16 as uint16."""
         x = np.empty(self.dims, self.dtype)
         if self.nbytes:
             self.driver.download(x, self.at)
-        if self.type.dtype != "bf16":
-            return x
-        return (x.astype(np.uint32) << 16).view(np.float32)
+        return x
+
+    def read(self) -> Array:
+        x = self.words()
+        return x if self.type.dtype != "bf16" else (x.astype(np.uint32) << 16).view(np.float32)
+
+    def first(self, rows: int) -> Buffer:
+        """The first rows, as a tensor of their own."""
+        made = Buffer(self.driver, self.type, (rows, *self.dims[1:]))
+        made.write(self.words()[:rows])
+        return made
 
     def __del__(self) -> None:
         if "at" in self.__dict__:
@@ -131,6 +140,12 @@ class Runner:
 
     def inputs(self, graph: str) -> list[str]:
         return [p.name for p in self.models.graphs[graph].params]
+
+    def by_row(self, graph: str) -> set[str]:
+        return {k for k, v in self.models.graphs[graph].results if v.type.shape[:1] == ("r",)}
+
+    def first(self, value: Any, rows: int) -> Any:
+        return value.first(rows) if isinstance(value, Buffer) else value[:rows]
 
     def run(self, graph: str, env: Env) -> Env:
         if graph in self.models.plans:
