@@ -279,7 +279,8 @@ void Loop::call(const Call& c, const Where* where) {
       run_graph(c.graph, where);
     }
   } else if (c.each) {
-    bound(c.graph).run_each(env_, static_cast<std::int64_t>(q_.images()), how_);
+    Bound& b = bound(c.graph);
+    or_cancelled([&] { b.run_each(env_, static_cast<std::int64_t>(q_.images()), how_); });
   } else {
     run_graph(c.graph, where);
   }
@@ -287,12 +288,7 @@ void Loop::call(const Call& c, const Where* where) {
 
 void Loop::run_graph(const std::string& graph, const Where* where) {
   Bound& b = bound(graph);
-  try {
-    b.run(env_, how_);
-  } catch (const Error&) {
-    cancel_.check();  // what ended it was the caller
-    throw;
-  }
+  or_cancelled([&] { b.run(env_, how_); });
   for (const Port& r : b.session().results()) {
     if (r.by_row) of_rows_.insert(r.slot);
   }

@@ -75,6 +75,16 @@ class Loop {
   void draw_noise(When when, const Where& where, std::int64_t turn);
   void call(const Call& c, const Where* where);
   void run_graph(const std::string& graph, const Where* where);
+  // What fails because the caller ended it is a cancelled run, whatever ONNX Runtime calls it.
+  template <class F>
+  void or_cancelled(F run) {
+    try {
+      run();
+    } catch (const Error&) {
+      cancel_.check();
+      throw;
+    }
+  }
   void commit(const Where& where, const Ref& token);
   bool report(std::size_t done);
   void forget(const Graphs& later);

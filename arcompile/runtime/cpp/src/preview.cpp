@@ -27,7 +27,9 @@ Ref Loop::partial() {
     Bound own(session);
     if (!c.loop.empty()) throw Error("a finish that loops has no preview");
     if (c.each) {
-      own.run_each(seen, static_cast<std::int64_t>(q_.images()), last_.get());
+      or_cancelled([&] {
+        own.run_each(seen, static_cast<std::int64_t>(q_.images()), last_.get());
+      });
     } else {
       own.run(seen, last_.get(), false);
     }
