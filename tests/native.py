@@ -114,12 +114,16 @@ class Library:
         self.c.arc_error_free(held)
         raise ArcError(what, hint=hint, code=code)
 
-    def open(self, folder: object, threads: int = 0, library: str | None = None) -> Engine:
+    def open(self, folder: object, threads: int = 0, library: str | None = None,
+             signed_by: object = None) -> Engine:
         """With the CPU kernels that the Python runtime uses."""
         out, kernels = c.c_void_p(), cpu.library()
-        self.must("arc_engine_open", str(folder).encode(), threads,
-                  (library or ort_library()).encode(), str(kernels or "off").encode(),
-                  c.byref(out))
+        words = [str(folder).encode(), threads, (library or ort_library()).encode(),
+                 str(kernels or "off").encode()]
+        if signed_by is None:
+            self.must("arc_engine_open", *words, c.byref(out))
+        else:
+            self.must("arc_engine_open_signed", *words, str(signed_by).encode(), c.byref(out))
         return Engine(self, out)
 
 

@@ -53,8 +53,8 @@ def _key(path: Path, secret: bool) -> Any:
         else:
             key = serialization.load_pem_public_key(raw)
     except (ValueError, TypeError) as e:
-        kind = "a secret" if secret else "a public"
-        raise ArcError(f"{path} is not {kind} key: {quoted(e, 80)}", hint=MAKE) from None
+        what = f"a secret key: {quoted(e, 80)}" if secret else "a public key"
+        raise ArcError(f"{path} is not {what}", hint=MAKE) from None
     kinds = (ed25519.Ed25519PrivateKey, ed25519.Ed25519PublicKey)
     if not isinstance(key, kinds):
         raise ArcError(f"{path} is not an Ed25519 key", hint=MAKE)

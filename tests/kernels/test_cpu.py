@@ -241,3 +241,35 @@ def test_functions_say_what_the_kernels_do(library):
                                                providers=["CPUExecutionProvider"])
         tokens.append(session.run(["out.token"], env)[0].item())
     assert tokens[0] == tokens[1]
+
+
+def test_a_runtime_has_one_domain_and_gets_it_back(library, tmp_path):
+    """Sessions of a runtime share the domain; it is released when the library is unloaded."""
+    import _ctypes
+    import shutil
+
+    shutil.copy(library, own := tmp_path / "ops.so")  # no other test holds this one
+    calls = []
+    void, taken = ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p)
+
+    def create(name, out):
+        out[0] = 0x1000 + len(calls)
+        calls.append("create")
+
+    table = (void * 300)()
+    kept = [ctypes.CFUNCTYPE(void, ctypes.c_char_p, taken)(create),
+            *(ctypes.CFUNCTYPE(void, void, void)(lambda a, b, word=word: calls.append(word))
+              for word in ("op", "register")),
+            ctypes.CFUNCTYPE(None, void)(lambda domain: calls.append(("release", domain)))]
+    for slot, function in zip((26, 27, 28, 101), kept, strict=True):
+        table[slot] = ctypes.cast(function, void).value
+    entry = ctypes.CFUNCTYPE(void, ctypes.c_uint32)(lambda version: ctypes.addressof(table))
+    base = (void * 2)(ctypes.cast(entry, void).value, None)
+    lib = ctypes.CDLL(str(own))
+    for _ in range(3):
+        assert not lib.RegisterCustomOps(None, base)
+    assert calls.count("create") == 1
+    assert calls.count("register") == 3
+    _ctypes.dlclose(lib._handle)
+    assert calls[-1] == ("release", 0x1000)
+    assert sum(isinstance(c, tuple) for c in calls) == 1

@@ -116,20 +116,27 @@ const std::array OPS = {
     declare("Draw", {F, F, F}, {I}, draw),
 };
 
-// The domain with all ops: one for each copy of ONNX Runtime in the process, since sessions refer
-// to it for as long as they live, so that it is never released.
-ort::Status* domain_of(const void* runtime, ort::Domain** out) {
-  static std::mutex lock;
-  static auto& made = *new std::vector<std::pair<const void*, ort::Domain*>>;
-  const std::lock_guard<std::mutex> held(lock);
-  for (const auto& [owner, domain] : made)
-    if (owner == runtime) return *out = domain, nullptr;
+// The domain with all ops: one for each copy of ONNX Runtime in the process. Sessions refer to it,
+// so it is released when this library goes, which a runtime unloads after its last session.
+struct Domains {
+  std::mutex lock;
+  std::vector<std::pair<const void* const*, ort::Domain*>> made;  // by the runtime's own functions
+  ~Domains() {
+    for (const auto& [slots, domain] : made) ort::Api{slots}.at<void(ort::Domain*)>(101)(domain);
+  }
+};
+
+ort::Status* domain_of(const void* const* runtime, ort::Domain** out) {
+  static Domains all;
+  const std::lock_guard<std::mutex> held(all.lock);
+  for (const auto& [slots, domain] : all.made)
+    if (slots == runtime) return *out = domain, nullptr;
   ort::Domain* domain = nullptr;
   if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
   for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), linear_ops(), few_ops()})
     for (const Declared& op : ops)
       if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
-  made.emplace_back(runtime, domain);
+  all.made.emplace_back(runtime, domain);
   return *out = domain, nullptr;
 }
 

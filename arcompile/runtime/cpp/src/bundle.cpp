@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <arcompile/arcompile.hpp>
 #include <atomic>
 #include <cerrno>
@@ -14,6 +15,7 @@
 #include <thread>
 
 #include "sha256.hpp"
+#include "signature.hpp"
 
 namespace arc {
 
@@ -25,6 +27,9 @@ constexpr std::int64_t kFormat = 1;
 constexpr std::size_t kPiece = std::size_t{32} << 20;  // bytes
 constexpr std::uintmax_t kMaxManifest = std::uintmax_t{16} << 20;
 constexpr int kMaxDepth = 900;  // Python's is 1000; what walks a tree needs stack for it
+constexpr const char* kManifest = "manifest.json";
+constexpr const char* kWhat = "engine manifest";
+constexpr const char* kRun[] = {".arc", ".onnx"};  // files that a target may take for a graph
 constexpr const char* kRebuild = "rebuild the engine";
 
 // A path as Python's pathlib writes it: no double slashes, no lone dots, no slash at the end.
@@ -41,7 +46,7 @@ std::string tidy(const std::string& path) {
   return out.empty() ? "." : out;
 }
 
-Json read_json(const fs::path& path, const std::string& what) {
+std::string read_text(const fs::path& path, const std::string& what) {
   const auto cannot = [&](int error) {
     if (error == ENOENT) {
       return Error("no " + what + " at " + path.string(),
@@ -58,17 +63,17 @@ Json read_json(const fs::path& path, const std::string& what) {
   if (S_ISDIR(s.st_mode)) throw cannot(EISDIR);
   std::ifstream in(path, std::ios::binary);
   if (!in) throw cannot(errno);
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
-  const Error none(what + " " + path.string() + " is not JSON", kRebuild);
-  Json found = Json::parse(
-      text,
-      [&](int depth, Json::parse_event_t, Json&) {
-        if (depth > kMaxDepth) throw none;
-        return true;
-      },
-      false);
-  if (found.is_discarded()) throw none;
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+Json as_json(const std::string& text, const fs::path& path, const std::string& what) {
+  Json found = parse(text);
+  if (found.is_discarded()) throw Error(what + " " + path.string() + " is not JSON", kRebuild);
   return found;
+}
+
+Json read_json(const fs::path& path, const std::string& what) {
+  return as_json(read_text(path, what), path, what);
 }
 
 // A file mapped read-only for as long as this lives.
@@ -150,8 +155,8 @@ void check_fields(const std::string& folder, const Json& m) {
   }
 }
 
-Json read_manifest(const std::string& folder) {
-  Json m = read_json(fs::path(folder) / "manifest.json", "engine manifest");
+Json read_manifest(const std::string& folder, const std::string& text) {
+  Json m = as_json(text, fs::path(folder) / kManifest, kWhat);
   if (!m.is_object()) throw Error("the manifest of " + folder + " is not an object", kRebuild);
   if (m.contains("format") && m["format"].is_number_integer() && m["format"] > kFormat) {
     throw Error("engine format " + m["format"].dump() + " is newer than this arcompile (" +
@@ -183,15 +188,48 @@ void verify(const Bundle& b, const std::string& name, const Json& said) {
   }
 }
 
+// A graph that nobody hashed would be run in place of one that is.
+void refuse_strangers(const Bundle& b) {
+  std::vector<std::string> strange;
+  std::error_code none;
+  for (const auto& file : fs::directory_iterator(b.folder, none)) {
+    const std::string name = file.path().filename().string();
+    const std::string kind = file.path().extension().string();
+    const bool runs = std::any_of(std::begin(kRun), std::end(kRun),
+                                  [&](const char* k) { return kind == k; });
+    if (runs && !b.holds(name)) strange.push_back(name);
+  }
+  if (strange.empty()) return;
+  throw Error(*std::min_element(strange.begin(), strange.end()) + " is in " + b.folder +
+                  ", but its manifest does not list it",
+              "somebody put it there: take it out, or build the engine again");
+}
+
 }  // namespace
 
-Bundle Bundle::open(const std::string& given) {
+Json parse(const std::string& text) {
+  struct TooDeep {};
+  const auto bounded = [](int depth, Json::parse_event_t, Json&) {
+    if (depth > kMaxDepth) throw TooDeep{};
+    return true;
+  };
+  try {
+    return Json::parse(text, bounded, false);
+  } catch (const TooDeep&) {
+    return Json(Json::value_t::discarded);
+  }
+}
+
+Bundle Bundle::open(const std::string& given, const std::string& signed_by) {
   Bundle b{tidy(given), {}};
-  b.manifest = std::make_shared<const Json>(read_manifest(b.folder));
+  const std::string text = read_text(b.path(kManifest), kWhat);
+  b.manifest = std::make_shared<const Json>(read_manifest(b.folder, text));
+  if (!signed_by.empty()) check_signature(b.folder, tidy(signed_by), text);
   for (const auto& [name, said] : (*b.manifest)["files"].items()) verify(b, name, said);
   if (!b.holds("program.json")) {
     throw Error("the manifest of " + b.folder + " does not list program.json");
   }
+  refuse_strangers(b);
   return b;
 }
 

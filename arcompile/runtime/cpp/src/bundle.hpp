@@ -12,12 +12,16 @@
 
 namespace arc {
 
+// What was written; discarded where it is no JSON, or nests too deep for us.
+Json parse(const std::string& text);
+
 struct Bundle {
   std::string folder;  // as messages write it
   std::shared_ptr<const Json> manifest;
 
-  // The manifest, and every file it lists byte for byte what was written.
-  static Bundle open(const std::string& folder);
+  // The manifest, and every file it lists byte for byte what was written, and nothing beside them
+  // is what a target would run. signed_by: a public key that must have signed it, or empty.
+  static Bundle open(const std::string& folder, const std::string& signed_by = "");
   Json read(const std::string& file, const char* what) const;
   bool holds(const std::string& file) const;
   bool has(const char* key) const;  // does the manifest say so?

@@ -107,14 +107,34 @@ void arc_error_free(arc_error* e) {
   if (e && !e->fixed) delete e;
 }
 
+namespace {
+
+arc_engine* opened(const char* folder, const arc::Options& options) {
+  need(folder, "folder");
+  arc::Engine engine = arc::Engine::open(folder, options);
+  return new arc_engine{engine, engine.manifest(), engine.runtime(), engine.defaults()};
+}
+
+std::string word(const char* given) { return given ? given : ""; }
+
+}  // namespace
+
 arc_error* arc_engine_open(const char* folder, int threads, const char* ort_library,
                            const char* kernels, arc_engine** out) {
   return guarded([&] {
-    need(folder, "folder"), need(out, "out");
+    need(out, "out");
     *out = nullptr;
-    arc::Engine engine = arc::Engine::open(
-        folder, {threads, ort_library ? ort_library : "", kernels ? kernels : ""});
-    *out = new arc_engine{engine, engine.manifest(), engine.runtime(), engine.defaults()};
+    *out = opened(folder, {threads, word(ort_library), word(kernels), ""});
+  });
+}
+
+arc_error* arc_engine_open_signed(const char* folder, int threads, const char* ort_library,
+                                  const char* kernels, const char* signed_by, arc_engine** out) {
+  return guarded([&] {
+    need(out, "out"), need(signed_by, "signed_by");
+    *out = nullptr;
+    if (!*signed_by) throw arc::Error("signed_by is empty");
+    *out = opened(folder, {threads, word(ort_library), word(kernels), signed_by});
   });
 }
 

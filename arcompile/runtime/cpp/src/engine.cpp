@@ -35,7 +35,7 @@ std::string provider_of(const std::string& target) {
 class Engine::Impl {
  public:
   Impl(const std::string& folder, const Options& options)
-      : bundle_(Bundle::open(folder)), program_(read_program(bundle_)),
+      : bundle_(Bundle::open(folder, options.signed_by)), program_(read_program(bundle_)),
         labels_(bundle_.labels()), defaults_(bundle_.defaults()),
         models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.word("target")),
                                                options.kernels),

@@ -69,7 +69,7 @@ class Engine {
  public:
   Engine(const std::string& folder, int threads, const std::string& ort_library,
          const std::string& kernels)
-      : engine_(arc::Engine::open(folder, {threads, ort_library, kernels})) {}
+      : engine_(arc::Engine::open(folder, {threads, ort_library, kernels, ""})) {}
 
   nb::dict generate(const Arrays& inputs, std::int64_t n, const std::vector<std::uint64_t>& seeds,
                     const std::map<std::string, std::vector<double>>& numbers,

@@ -55,6 +55,10 @@ ARC_API void arc_error_free(arc_error* error);
  * kernels: the CPU kernels' file, "off" for none, or NULL to look for them. */
 ARC_API arc_error* arc_engine_open(const char* folder, int threads, const char* ort_library,
                                    const char* kernels, arc_engine** out);
+/* The same, of an engine that the owner of a public key (a PEM file, Ed25519) must have signed. */
+ARC_API arc_error* arc_engine_open_signed(const char* folder, int threads, const char* ort_library,
+                                          const char* kernels, const char* signed_by,
+                                          arc_engine** out);
 ARC_API void arc_engine_free(arc_engine* engine);
 ARC_API const char* arc_engine_family(const arc_engine* engine);
 ARC_API const char* arc_engine_manifest(const arc_engine* engine); /* JSON */

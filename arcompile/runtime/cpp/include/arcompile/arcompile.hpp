@@ -153,6 +153,9 @@ struct Options {
   // Path of the CPU kernels, libarcompile_ops.so; else ARC_KERNELS, else the file next to this
   // library. "off" for none: engines run without, slower.
   std::string kernels{};
+  // A public key (PEM, Ed25519) that must have signed the engine. Needs OpenSSL's libcrypto, which
+  // is loaded then: ARC_CRYPTO_LIBRARY, else where the system looks.
+  std::string signed_by{};
 };
 
 class ARC_API Engine {
