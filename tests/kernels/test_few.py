@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -30,7 +31,8 @@ def pointer(kind):
     return ctypes.POINTER(kind)
 
 
-F32, I32, I8 = pointer(ctypes.c_float), pointer(ctypes.c_int32), pointer(ctypes.c_int8)
+F32, I32, I8, U8 = map(pointer, (ctypes.c_float, ctypes.c_int32, ctypes.c_int8, ctypes.c_uint8))
+BLOCK, QUAD = 64, 4  # of kernels/csrc/cpu/rows.h
 
 
 class Loops(ctypes.Structure):
@@ -38,7 +40,7 @@ class Loops(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("f32", ctypes.CFUNCTYPE(None, F32, F32, F32, I64, I64, I64, I64, I64)),
         ("quantize", ctypes.CFUNCTYPE(ctypes.c_float, F32, I8, I32, I64)),
-        ("int8", ctypes.CFUNCTYPE(None, I8, I32, F32, I8, F32, F32, I64, I64, I64, I64, I64)),
+        ("int8", ctypes.CFUNCTYPE(None, I8, I32, F32, U8, F32, F32, I64, I64, I64, I64, I64)),
     ]
 
 
@@ -64,16 +66,28 @@ def at(x, kind=F32):
     return x.ctypes.data_as(kind)
 
 
+def packed(w):
+    """w [n,k] as rows.h says: f32 [blocks,k,BLOCK], or u8 [blocks,k/QUAD,BLOCK,QUAD] of w + 128."""
+    n, k = w.shape
+    quad = QUAD if w.dtype == np.int8 else 1
+    filled = np.zeros((-(-n // BLOCK) * BLOCK, -(-k // quad) * quad), w.dtype)
+    filled[:n, :k] = w
+    x = filled.reshape(-1, BLOCK, filled.shape[1] // quad, quad).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(x if quad == 1 else x.astype(int) + 128,
+                                dtype=None if quad == 1 else np.uint8)
+
+
 def by_parts(call, rows, n):
-    """y[rows,n] by two calls that share the columns."""
+    """y[rows,n] by two calls that share the blocks of columns."""
     y = np.full((rows, n), np.nan, np.float32)
-    for n0, n1 in ((0, n // 3), (n // 3, n)):
-        call(at(y), n, n0, n1)
+    whole = -(-n // BLOCK)
+    for a, b in ((0, whole // 3), (whole // 3, whole)):
+        call(at(y), n, a, b)
     return y
 
 
 def floats(loops, x, w):
-    (rows, k), n = x.shape, len(w)
+    (rows, k), n, w = x.shape, len(w), packed(w)
     return by_parts(lambda y, n, a, b: loops.f32(at(x), at(w), y, rows, k, n, a, b), rows, n)
 
 
@@ -94,16 +108,18 @@ def test_integers(loops, size):
     x, w = RNG.standard_normal((rows, k), np.float32) * 3, RNG.standard_normal((k, n), np.float32)
     x[:1, :1] = 0.5 * np.abs(x[:1]).max(initial=0) / 127  # a tie
     x[1:2] = 0
-    q, sums, scale = np.zeros((rows, k), np.int8), np.zeros(rows, np.int32), np.zeros(rows, "f4")
+    q = np.full((rows, -(-k // QUAD) * QUAD), 99, np.int8)
+    sums, scale = np.zeros(rows, np.int32), np.zeros(rows, "f4")
     for r in range(rows):
         scale[r] = loops.quantize(at(x[r]), at(q[r], I8), at(sums[r : r + 1], I32), k)
     want, each = quantize_rows(x)
-    assert (q == want.astype(int) - ZERO).all()
+    assert (q[:, :k] == want.astype(int) - ZERO).all()
+    assert (q[:, k:] == 0).all()
     assert (scale == each[:, 0]).all()
     assert (sums == q.sum(1, dtype=int)).all()
     w, columns = quantize_channels(w, axis=1)
-    t = np.ascontiguousarray(w.T)
-    y = by_parts(lambda y, n, a, b: loops.int8(at(q, I8), at(sums, I32), at(scale), at(t, I8),
+    t = packed(w.T)
+    y = by_parts(lambda y, n, a, b: loops.int8(at(q, I8), at(sums, I32), at(scale), at(t, U8),
                                                at(columns), y, rows, k, n, a, b), rows, n)
     assert (y == matmul_int8(want, each, w, columns)).all()
 
@@ -180,19 +196,59 @@ def meaning(op, integers, given, held):
     return residual_norm(given["rest"], product("@w"), held["@n"], eps=1e-5)
 
 
-def test_large_products_are_shared_between_threads(library):
-    x, w = RNG.standard_normal((2, 3, 300), np.float32), RNG.standard_normal((4097, 300), "f4")
+def linear(library, constant, **inputs):
+    """A session of one Linear; w is constant, or else an input."""
     named = partial(h.make_tensor_value_info, elem_type=T.FLOAT)
     g = h.make_graph([h.make_node("Linear", ["x", "w"], ["y"], domain="arcompile")], "g",
-                     [named("x", shape=x.shape), named("w", shape=w.shape)],
-                     [named("y", shape=None)])
+                     [named(k, shape=v.shape) for k, v in inputs.items()],
+                     [named("y", shape=None)],
+                     [] if "w" in inputs else [onnx.numpy_helper.from_array(constant, "w")])
     model = h.make_model(g, opset_imports=[h.make_opsetid("", 21),
                                            h.make_opsetid("arcompile", 1)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(library))
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+    return onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                        providers=["CPUExecutionProvider"])
+
+
+def test_large_products_are_shared_between_threads(library):
+    x, w = RNG.standard_normal((2, 3, 300), np.float32), RNG.standard_normal((4097, 300), "f4")
+    session = linear(library, w, x=x)
+    assert np.abs(session.run(None, {"x": x})[0] - x @ w.T).max() < 1e-4
+
+
+def test_weights_that_are_not_constant_are_refused(library):
+    x, w = np.zeros((1, 8), np.float32), np.zeros((4, 8), np.float32)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
+                       match="constant weights only"):
+        linear(library, w, x=x, w=w)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's memory maps")
+def test_packed_weights_leave_the_mapped_file(library, tmp_path):
+    """Weights in a file stay in memory once, packed: the pages of the file go."""
+    w = RNG.standard_normal((1024, 2048), np.float32)
+    (tmp_path / "w.bin").write_bytes(w.tobytes())
+    t = T(name="w", data_type=T.FLOAT, dims=w.shape, data_location=T.EXTERNAL)
+    for key, value in (("location", "w.bin"), ("offset", "0"), ("length", str(w.nbytes))):
+        t.external_data.add(key=key, value=value)
+    named = partial(h.make_tensor_value_info, elem_type=T.FLOAT)
+    g = h.make_graph([h.make_node("Linear", ["x", "w"], ["y"], domain="arcompile")], "g",
+                     [named("x", shape=(2, 2048))], [named("y", shape=None)], [t])
+    onnx.save(h.make_model(g, opset_imports=[h.make_opsetid("", 21),
+                                             h.make_opsetid("arcompile", 1)], ir_version=10),
+              tmp_path / "m.onnx")
+    options = onnxruntime.SessionOptions()
+    options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", options,
                                            providers=["CPUExecutionProvider"])
-    assert np.abs(session.run(None, {"x": x, "w": w})[0] - x @ w.T).max() < 1e-4
+    x = RNG.standard_normal((2, 2048), np.float32)
+    assert np.abs(session.run(None, {"x": x})[0] - x @ w.T).max() < 1e-3
+    maps = Path("/proc/self/smaps").read_text()
+    assert str(tmp_path / "w.bin") in maps
+    told = maps.split(str(tmp_path / "w.bin"))[1].split("VmFlags")[0]
+    resident = int(next(s for s in told.splitlines() if s.startswith("Rss:")).split()[1])
+    assert resident <= 8  # kB: the pages that the weights share with others
 
 
 def test_what_others_read_stays_as_it_is():

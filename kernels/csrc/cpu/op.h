@@ -25,8 +25,8 @@ struct Tensor {
   }
 };
 
-inline Tensor input(ort::Context* c, size_t i) {
-  auto* v = const_cast<ort::Value*>(api.input(c, i));
+inline Tensor tensor(const ort::Value* constant) {
+  auto* v = const_cast<ort::Value*>(constant);
   ort::Shape* shape = nullptr;
   size_t rank = 0;
   api.at<ort::Status*(const ort::Value*, ort::Shape**)>(65)(v, &shape);
@@ -36,6 +36,8 @@ inline Tensor input(ort::Context* c, size_t i) {
   api.at<void(ort::Shape*)>(99)(shape);
   return t;
 }
+
+inline Tensor input(ort::Context* c, size_t i) { return tensor(api.input(c, i)); }
 
 inline Tensor output(ort::Context* c, std::vector<int64_t> dims, size_t i = 0) {
   void* data = api.data(api.output(c, i, dims.data(), dims.size()));
@@ -71,6 +73,7 @@ struct Declared : ort::Op {
   const char* title;
   std::vector<int> in;
   std::vector<int> out;
+  size_t matrices = 0;  // inputs that the kernel packs when it is made: see few.cpp
 };
 
 inline Declared declare(const char* title, std::vector<int> in, std::vector<int> out,

@@ -3,6 +3,7 @@
 #include "rows.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "simd.h"
 #ifdef __AVX512VNNI__
@@ -17,48 +18,53 @@ typedef int8_t I8 __attribute__((vector_size(16)));
 
 // --- floats ---------------------------------------------------------------------------------------
 
-// ROWS rows by COLUMNS columns. Each sum runs along k in steps of the lanes, whatever ROWS and
-// COLUMNS are.
-template <int ROWS, int COLUMNS>
-void dots(const float* x, const float* w, float* y, int64_t k, int64_t n) {
-  F32 a[ROWS][COLUMNS] = {};
-  int64_t d = 0;
-  for (; d + LANES <= k; d += LANES) {
-    F32 v[COLUMNS];
-    for (int c = 0; c < COLUMNS; ++c) v[c] = load(w + c * k + d);
+// What the registers hold of sums: so many rows by so many vectors of columns.
+#if defined(__AVX512F__)
+constexpr int ROWS_AT_ONCE = 6, VECTORS = 4;
+#elif defined(__AVX2__)
+constexpr int ROWS_AT_ONCE = 2, VECTORS = 2;
+#else
+constexpr int ROWS_AT_ONCE = 2, VECTORS = 1;
+#endif
+constexpr int WIDTH = VECTORS * LANES;  // columns
+
+void put(float* y, F32 v, int64_t have) {
+  if (have >= LANES) return store(y, v);
+  for (int64_t l = 0; l < have; ++l) y[l] = v[l];
+}
+
+// ROWS rows by VECTORS vectors of one block. Each sum runs along k, whatever ROWS is.
+template <int ROWS>
+void tile(const float* x, const float* w, float* y, int64_t k, int64_t n, int64_t have) {
+  F32 a[ROWS][VECTORS] = {};
+  for (int64_t d = 0; d < k; ++d) {
+    F32 v[VECTORS];
+    for (int c = 0; c < VECTORS; ++c) v[c] = load(w + d * BLOCK + c * LANES);
     for (int r = 0; r < ROWS; ++r) {
-      const F32 from = load(x + r * k + d);
-      for (int c = 0; c < COLUMNS; ++c) a[r][c] += v[c] * from;
+      const F32 from = all(x[r * k + d]);
+      for (int c = 0; c < VECTORS; ++c) a[r][c] += v[c] * from;
     }
   }
   for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) {
-      float total = sum(a[r][c]);
-      for (int64_t i = d; i < k; ++i) total += w[c * k + i] * x[r * k + i];
-      y[r * n + c] = total;
-    }
+    for (int c = 0; c < VECTORS; ++c) put(y + r * n + c * LANES, a[r][c], have - c * LANES);
 }
 
-template <int COLUMNS>
-void all_rows(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n) {
-  constexpr int MOST = COLUMNS > 4 ? 2 : 4;  // rows that the registers hold
-  int64_t r = 0;
-  for (; r + MOST <= rows; r += MOST) dots<MOST, COLUMNS>(x + r * k, w, y + r * n, k, n);
-  switch (rows - r) {
-    case 3: dots<3, COLUMNS>(x + r * k, w, y + r * n, k, n); break;
-    case 2: dots<2, COLUMNS>(x + r * k, w, y + r * n, k, n); break;
-    case 1: dots<1, COLUMNS>(x + r * k, w, y + r * n, k, n); break;
-  }
+// f(rows at once, the first of them), as an integral constant and a number, for all rows.
+template <int MOST = ROWS_AT_ONCE, class F>
+void by_rows(int64_t rows, F f, int64_t r = 0) {
+  for (; r + MOST <= rows; r += MOST) f(std::integral_constant<int, MOST>{}, r);
+  if constexpr (MOST > 1)
+    if (r < rows) by_rows<MOST - 1>(rows, f, r);
 }
 
-// Eight columns are as many streams: enough for memory that is far away, or that others use too.
-void f32(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n, int64_t n0,
-         int64_t n1) {
-  int64_t c = n0;
-  if (rows <= 2)
-    for (; c + 8 <= n1; c += 8) all_rows<8>(x, w + c * k, y + c, rows, k, n);
-  for (; c + 4 <= n1; c += 4) all_rows<4>(x, w + c * k, y + c, rows, k, n);
-  for (; c < n1; ++c) all_rows<1>(x, w + c * k, y + c, rows, k, n);
+void f32(const float* x, const float* w, float* y, int64_t rows, int64_t k, int64_t n, int64_t from,
+         int64_t to) {
+  for (int64_t b = from; b < to; ++b)
+    for (int64_t c = 0; c < BLOCK && b * BLOCK + c < n; c += WIDTH)
+      by_rows(rows, [&](auto many, int64_t r) {
+        tile<many>(x + r * k, w + b * BLOCK * k + c, y + r * n + b * BLOCK + c, k, n,
+                   n - b * BLOCK - c);
+      });
 }
 
 // --- integers -------------------------------------------------------------------------------------
@@ -91,82 +97,72 @@ float quantize(const float* x, int8_t* q, int32_t* sum, int64_t count) {
     q[i] = static_cast<int8_t>(std::nearbyint(x[i] / scale));
     total += q[i];
   }
+  for (; i % QUAD; ++i) q[i] = 0;
   *sum = total;
   return scale;
 }
 
+// a + the products of four bytes of each lane: v unsigned, from signed
 #ifdef __AVX512VNNI__
-
-// sums[r,c] = q[r,k] . (w[c,k] + 128): the instruction multiplies unsigned by signed bytes.
-template <int ROWS, int COLUMNS>
-void dots(const int8_t* q, const int8_t* w, int64_t k, int32_t (*sums)[COLUMNS]) {
-  const __m512i flip = _mm512_set1_epi8(-128);
-  __m512i a[ROWS][COLUMNS];
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) a[r][c] = _mm512_setzero_si512();
-  for (int64_t d = 0; d < k; d += 64) {
-    const __mmask64 some = k - d < 64 ? (1ull << (k - d)) - 1 : ~0ull;  // zeros of q add nothing
-    __m512i v[COLUMNS];
-    for (int c = 0; c < COLUMNS; ++c)
-      v[c] = _mm512_xor_si512(_mm512_maskz_loadu_epi8(some, w + c * k + d), flip);
-    for (int r = 0; r < ROWS; ++r) {
-      const __m512i from = _mm512_maskz_loadu_epi8(some, q + r * k + d);
-      for (int c = 0; c < COLUMNS; ++c) a[r][c] = _mm512_dpbusd_epi32(a[r][c], v[c], from);
-    }
-  }
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) sums[r][c] = _mm512_reduce_add_epi32(a[r][c]);
+I32 plus_products(I32 a, I32 v, int32_t from) {
+  return reinterpret_cast<I32>(_mm512_dpbusd_epi32(
+      reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(v), _mm512_set1_epi32(from)));
 }
-
-constexpr int32_t FLIPPED = 128;
-
 #else
-
-template <int ROWS, int COLUMNS>
-void dots(const int8_t* q, const int8_t* w, int64_t k, int32_t (*sums)[COLUMNS]) {
-  for (int r = 0; r < ROWS; ++r)
-    for (int c = 0; c < COLUMNS; ++c) {
-      int32_t total = 0;
-      for (int64_t d = 0; d < k; ++d) total += int16_t{q[r * k + d]} * int16_t{w[c * k + d]};
-      sums[r][c] = total;
-    }
+I32 plus_products(I32 a, I32 v, int32_t from) {
+  for (int i = 0; i < QUAD; ++i) a += (v >> (8 * i) & 255) * int32_t{static_cast<int8_t>(from >> (8 * i))};
+  return a;
 }
-
-constexpr int32_t FLIPPED = 0;
-
 #endif
+
+template <class T>
+T read(const void* from) {
+  T v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
 
 struct Int8 {
   const int8_t* q;
   const int32_t* totals;
   const float* scale;
-  int64_t rows, k, n;
+  int64_t k, n;
 
-  template <int ROWS, int COLUMNS>
-  void block(const int8_t* w, const float* columns, float* y, int64_t r) const {
-    int32_t sums[ROWS][COLUMNS];
-    dots<ROWS, COLUMNS>(q + r * k, w, k, sums);
-    for (int i = 0; i < ROWS; ++i)
-      for (int c = 0; c < COLUMNS; ++c)
-        y[(r + i) * n + c] = static_cast<float>(sums[i][c] - FLIPPED * totals[r + i]) *
-                             columns[c] * scale[r + i];
-  }
-  template <int COLUMNS>
-  void all_rows(const int8_t* w, const float* columns, float* y) const {
-    int64_t r = 0;
-    for (; r + 4 <= rows; r += 4) block<4, COLUMNS>(w, columns, y, r);
-    for (; r + 2 <= rows; r += 2) block<2, COLUMNS>(w, columns, y, r);
-    for (; r < rows; ++r) block<1, COLUMNS>(w, columns, y, r);
+  // ROWS rows from r on by VECTORS vectors of one block
+  template <int ROWS>
+  void tile(const uint8_t* w, const float* columns, float* y, int64_t r, int64_t have) const {
+    const int64_t length = quads(k) * QUAD;
+    I32 a[ROWS][VECTORS] = {};
+    for (int64_t d = 0; d < length; d += QUAD) {
+      I32 v[VECTORS];
+      for (int c = 0; c < VECTORS; ++c) v[c] = read<I32>(w + d * BLOCK + c * QUAD * LANES);
+      for (int i = 0; i < ROWS; ++i) {
+        const auto from = read<int32_t>(q + (r + i) * length + d);
+        for (int c = 0; c < VECTORS; ++c) a[i][c] = plus_products(a[i][c], v[c], from);
+      }
+    }
+    for (int c = 0; c < VECTORS && c * LANES < have; ++c) {
+      F32 by = {};
+      std::memcpy(&by, columns + c * LANES,
+                  sizeof(float) * static_cast<size_t>(have - c * LANES < LANES ? have - c * LANES : LANES));
+      for (int i = 0; i < ROWS; ++i) {
+        const F32 sums = __builtin_convertvector(a[i][c] - 128 * totals[r + i], F32);
+        put(y + (r + i) * n + c * LANES, sums * by * scale[r + i], have - c * LANES);
+      }
+    }
   }
 };
 
-void int8(const int8_t* q, const int32_t* totals, const float* scale, const int8_t* w,
-          const float* columns, float* y, int64_t rows, int64_t k, int64_t n, int64_t n0,
-          int64_t n1) {
-  const Int8 all{q, totals, scale, rows, k, n};
-  int64_t c = n0;
-  for (; c + 4 <= n1; c += 4) all.all_rows<4>(w + c * k, columns + c, y + c);
-  for (; c < n1; ++c) all.all_rows<1>(w + c * k, columns + c, y + c);
+void int8(const int8_t* q, const int32_t* totals, const float* scale, const uint8_t* w,
+          const float* columns, float* y, int64_t rows, int64_t k, int64_t n, int64_t from,
+          int64_t to) {
+  const Int8 all{q, totals, scale, k, n};
+  for (int64_t b = from; b < to; ++b)
+    for (int64_t c = 0; c < BLOCK && b * BLOCK + c < n; c += WIDTH)
+      by_rows(rows, [&](auto many, int64_t r) {
+        all.tile<many>(w + b * BLOCK * quads(k) * QUAD + c * QUAD, columns + b * BLOCK + c,
+                       y + b * BLOCK + c, r, n - b * BLOCK - c);
+      });
 }
 
 }  // namespace
