@@ -15,7 +15,7 @@ from arcompile.errors import ArcError
 from arcompile.family import Model
 from arcompile.ir import Builder, Graph, Node, Type, Value
 from arcompile.passes.eviction import apart, layers
-from arcompile.passes.ranges import CONV, HEADS, INPUT
+from arcompile.passes.ranges import CONV, HEADS, INPUT, LOOKED, SELECTIVITY
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.quality import condition
 from arcompile.runtime import request
@@ -25,6 +25,8 @@ from arcompile.target import TARGETS, Progress
 from arcompile.weights import Store
 
 SEEN = "seen."  # results that the watched graphs have more
+TOP = 1 / 16  # of the slots of a cache: those that count as the most looked at
+HIDDEN = -1e30  # the score of a slot that is not filled, or not to be seen
 
 
 def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu",
@@ -35,8 +37,10 @@ def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu
     `<weight>.conv_range` f32[4]: -least and largest of what goes into a convolution, and of what
     comes out. `layer.<i>.head_spread` f32[h]: of an attention of scales over a cache, how much a
     head's attention differs from query to query in the last step: over the keys, the sum of its
-    variance, as a mean of all pictures (https://arxiv.org/abs/2504.09261). Names are those after
-    the target's own passes. Raises ArcError.
+    variance, as a mean of all pictures (https://arxiv.org/abs/2504.09261). `layer.<i>.selectivity`
+    f32[steps]: of the same attention in each step, the share that goes to the slots just appended,
+    times the share that the most looked at of those before get (https://arxiv.org/abs/2505.19602).
+    Names are those after the target's own passes. Raises ArcError.
     """
     if pictures < 1:
         raise ArcError(f"pictures must be 1 or more, got {pictures}")
@@ -68,24 +72,25 @@ def _draw(engine: Engine, i: int, seen: dict[str, Array], pictures: int) -> None
     watch = Watch(loop.runner, seen)
     loop.runner = watch
     loop.run()
-    for key, found in watch.last.items():
-        seen[key] = seen.get(key, np.zeros_like(found)) + found / np.float32(pictures)
+    for key, found in watch.looked.items():
+        own = found[-1] if key.endswith(HEADS) else np.stack(found)
+        seen[key] = seen.get(key, np.zeros_like(own)) + own / np.float32(pictures)
 
 
 class Watch:
-    """A runner that keeps the largest of all that is seen, and hands on the rest. Of heads it keeps
-    what was seen last, in the conditional row."""
+    """A runner that keeps the largest of all that is seen, and hands on the rest. Of attentions it
+    keeps what was seen in the conditional row, run by run."""
 
     def __init__(self, inner: Runner, seen: dict[str, Array]):
         self.inner, self.seen = inner, seen
-        self.last: dict[str, Array] = {}
+        self.looked: dict[str, list[Array]] = {}
 
     def run(self, graph: str, env: Env) -> Env:
         out = self.inner.run(graph, env)
         for name in [k for k in out if k.startswith(SEEN)]:
             found, key = self.inner.numpy(out.pop(name)), name.removeprefix(SEEN)
-            if key.endswith(HEADS):
-                self.last[key] = found[0]
+            if key.endswith(LOOKED):
+                self.looked.setdefault(key, []).append(found[0])
                 continue
             self.seen[key] = np.maximum(self.seen[key], found) if key in self.seen else found
         return out
@@ -109,21 +114,25 @@ def watched(g: Graph) -> Graph:
 
 
 def attending(g: Graph) -> Graph:
-    """The graph with a result for each attention over a cache, [r,h]: the spread of its heads.
-
-    It is of use where the cache is full, in the last step: slots never filled are not masked.
-    """
+    """The graph with two results for each attention over a cache: the spread of its heads, [r,h],
+    and its selectivity, [r]."""
     whole = apart(g)
     b = Builder(g.name, taken=[v.name for v in whole.values()])
     more: dict[str, Value] = {}
     for i, layer in enumerate(layers(whole)):
-        more[f"{SEEN}layer.{i}{HEADS}"] = _spread(b, layer.node, layer.heads, layer.kv_heads)
+        told = dict(zip(layer.node.attrs["extra"], layer.node.args[3:], strict=True))
+        paid, new = _paid(b, layer.node, layer.heads, layer.kv_heads, told["past"])
+        more[f"{SEEN}layer.{i}{HEADS}"] = _spread(b, paid)
+        slots = paid.type.shape[3]
+        if isinstance(slots, int):
+            most = max(1, int(TOP * slots))
+            more[f"{SEEN}layer.{i}{SELECTIVITY}"] = _selectivity(b, paid, new, most)
     return whole.with_nodes((*whole.nodes, *b.take()), (*whole.results, *more.items())) if (
         more) else g
 
 
-def _spread(b: Builder, n: Node, heads: int, kv_heads: int) -> Value:
-    """Over the keys, the sum of the variance over the queries: [r,h]."""
+def _paid(b: Builder, n: Node, heads: int, kv_heads: int, past: Value) -> tuple[Value, Value]:
+    """(what each query pays each slot of the cache [r,h,s,S], which slots are new [r,1,1,S])."""
     q, keys = n.args[:2]
     width, slots = keys.type.shape[3], keys.type.shape[2]
     each = b.transpose(b.reshape(q, shape=("r", "s", heads, width)), perm=(0, 2, 1, 3))
@@ -132,10 +141,31 @@ def _spread(b: Builder, n: Node, heads: int, kv_heads: int) -> Value:
         spread = b.expand(b.reshape(keys, shape=("r", kv_heads, 1, slots, width)),
                           shape=("r", kv_heads, group, slots, width))
         keys = b.reshape(spread, shape=("r", heads, slots, width))
-    scores = b.matmul(each, b.transpose(keys, perm=(0, 1, 3, 2)))
-    p = b.softmax(b.mul(scores, b.const(dtype="f32", value=n.attrs["scale"])), axis=3)
-    mean = b.mean(p, axes=(2,))
-    found: Value = b.sum(b.sub(b.mean(b.mul(p, p), axes=(2,)), b.mul(mean, mean)), axes=(2,))
+    scores = b.mul(b.matmul(each, b.transpose(keys, perm=(0, 1, 3, 2))),
+                   b.const(dtype="f32", value=n.attrs["scale"]))
+    first = b.reshape(past, shape=("r", 1, 1, 1))
+    at = b.add(first, b.reshape(b.arange(dtype="i32", shape=("s",)), shape=(1, 1, "s", 1)))
+    last = at if n.attrs["mask"] == "causal" else b.max(at, axes=(2,), keepdims=True)
+    slot = b.arange(dtype="i32", shape=(slots,))
+    seen = b.where(b.less_equal(slot, last), scores, b.const(dtype="f32", value=HIDDEN))
+    return b.softmax(seen, axis=3), b.less_equal(first, slot)
+
+
+def _spread(b: Builder, paid: Value) -> Value:
+    """Over the keys, the sum of the variance over the queries: [r,h]."""
+    mean = b.mean(paid, axes=(2,))
+    found: Value = b.sum(b.sub(b.mean(b.mul(paid, paid), axes=(2,)), b.mul(mean, mean)), axes=(2,))
+    return found
+
+
+def _selectivity(b: Builder, paid: Value, new: Value, most: int) -> Value:
+    """What goes to new slots, times what the `most` looked at of the others get: both are means
+    over heads and queries."""
+    none = b.const(dtype="f32", value=0.0)
+    top, _ = b.emit("topk", b.where(new, none, paid), k=most, axis=3)
+    here, before = (b.mean(b.sum(x, axes=(3,)), axes=(1, 2))
+                    for x in (b.where(new, paid, none), top))
+    found: Value = b.mul(here, before)
     return found
 
 

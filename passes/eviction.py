@@ -172,28 +172,28 @@ def by_step(c: Caches, name: str, groups: Sequence[Group], share: bool = False,
                                            and a["mask"] == "prefix"):
             raise ArcError(f"pass {name} cannot tell what the steps of {c.program.name} hide",
                            hint="it is for models whose every query sees all slots before it")
-    held = [_held(c.appends, g.budget) for g in groups]
-    sizes = [max(1, *h) for h in held]
+    filled = [held(c.appends, g.budget) for g in groups]
+    sizes = [max(1, *h) for h in filled]
     p, states = c.program, {k for layer in c.layers for k in layer.states}
     made = _Step(c, groups, sizes, share, add)
     new = made.graph()
     state = (*((k, t) for k, t in p.state if k not in states), *made.states.items())
     steps = []
     for i, s in enumerate(p.steps):
-        told = [x for k, h in enumerate(held)
+        told = [x for k, h in enumerate(filled)
                 for x in ((f"held{k}", h[i]), (f"keep{k}", h[i + 1]))]
         steps.append(replace(s, set=(*s.set, *told)))
     graphs = tuple(new if g is c.graph else g for g in p.graphs)
     return Fold()(replace(p, graphs=graphs, state=state, steps=tuple(steps), cache=name))
 
 
-def _held(appends: Sequence[int], budget: Sequence[int]) -> list[int]:
+def held(appends: Sequence[int], budget: Sequence[int]) -> list[int]:
     """Slots filled before each step and, last, after all: then nobody reads them."""
-    held = [0]
+    found = [0]
     for n, most in zip(appends, budget, strict=True):
-        held.append(min(held[-1] + n, most))
-    held[-1] = 0
-    return held
+        found.append(min(found[-1] + n, most))
+    found[-1] = 0
+    return found
 
 
 class _Step:
@@ -383,4 +383,5 @@ def _drop_graph(c: Caches, k: int, of: dict[Layer, int], small: dict[str, Type],
     return b.graph(**results)
 
 
-__all__ = ["Caches", "Group", "Step", "apart", "by_row", "by_step", "caches", "layers", "whole"]
+__all__ = ["Caches", "Group", "Step", "apart", "by_row", "by_step", "caches", "held", "layers",
+           "whole"]

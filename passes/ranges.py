@@ -14,6 +14,8 @@ from arcompile.weights import Array, used
 
 INPUT, CONV = ".input_max", ".conv_range"  # of a product f32[k]; of a convolution f32[4]
 HEADS = ".head_spread"  # of an attention over a cache, by its number: f32[h]
+SELECTIVITY = ".selectivity"  # of the same: f32[steps]
+LOOKED = (HEADS, SELECTIVITY)
 HINT = "make the file with arcompile calibrate, of the same checkpoint"
 
 
@@ -29,7 +31,7 @@ def read(path: str) -> dict[str, Array]:
 @lru_cache(4)
 def _read(path: str, time: int, size: int) -> dict[str, Array]:
     held = open_checkpoint(path).weights("")
-    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV, HEADS))}
+    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV, *LOOKED))}
     bad = [k for k, a in found.items() if a.ndim != 1 or not np.isfinite(a).all()]
     if bad or not found:
         raise ArcError(f"{path} holds no ranges" + (f": {bad[0]} is broken" if bad else ""),
@@ -42,7 +44,7 @@ def of_model(path: str, p: Program) -> dict[str, Array]:
     found, have = read(path), used(p.graphs)
     fits = 0
     for key, a in found.items():
-        if key.endswith(HEADS):
+        if key.endswith(LOOKED):
             continue
         name, _, kind = key.rpartition(".")
         w = have.get(f"@{name}")
@@ -66,3 +68,14 @@ def spread(path: str, heads: list[int]) -> list[list[float]]:
         raise ArcError(f"{path} knows the heads of {len(found)} attentions, not of these "
                        f"{len(heads)}", hint=HINT)
     return [found[f"layer.{i}{HEADS}"].astype(float).tolist() for i in range(len(heads))]
+
+
+def selectivity(path: str, layers: int, steps: int) -> list[list[float]]:
+    """How much the attention of each layer keeps to the scale that is drawn and to few slots before
+    it, step by step."""
+    found = {k: a for k, a in read(path).items() if k.endswith(SELECTIVITY)}
+    have = [len(found.get(f"layer.{i}{SELECTIVITY}", ())) for i in range(layers)]
+    if len(found) != layers or have != [steps] * layers:
+        raise ArcError(f"{path} knows {len(found)} attentions in {max(have, default=0)} steps, not "
+                       f"{layers} in {steps}", hint=HINT)
+    return [found[f"layer.{i}{SELECTIVITY}"].astype(float).tolist() for i in range(layers)]

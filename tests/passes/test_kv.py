@@ -16,10 +16,11 @@ from arcompile.ir import Graph, dce, evaluate
 from arcompile.ops import kv
 from arcompile.passes.eviction import Group, by_step, caches
 from arcompile.passes.kv_hack import Hack, contextual
+from arcompile.passes.kv_scale import Scale
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.program_text import parse_program
 
-SCALES = ("kv-hack", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
+SCALES = ("kv-hack", "kv-scale", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
 RASTER = ("kv-rows", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
 
 
@@ -127,26 +128,107 @@ def test_hack_keeps_first_scales_and_the_last_one(of_scales, monkeypatch):
 def test_planted_heads_are_told_apart():
     """Stripes vary little from query to query, diagonals much: by calibrate's own figure."""
     p = scales(layers=1)
-    g = attending(p.graph("step"))
     q = np.eye(4, dtype=np.float32)
     n = COUNTS[-1]
     ks = np.zeros((1, 4, SLOTS, 4), np.float32)
     ks[0, 0, 7] = ks[0, 2, 3] = 40  # heads 0 and 2: one key draws all
     at = np.arange(SLOTS) % 4
     ks[0, 1] = ks[0, 3] = 8 * q[at]  # heads 1 and 3: keys like the query
-    node = next(x for x in g.nodes if x.op == "attention")
-    out = dict(g.results)["seen.layer.0.head_spread"]
-    behind = g.nodes[g.nodes.index(node) + 1 :]
-    tail = dce(Graph("g", node.args[:2], behind, (("y", out),)))
     x = np.tile(q[np.arange(n) % 4][None, :, None], (1, 1, 4, 1)).reshape(1, n, 16)
-    found = evaluate(tail, {node.args[0].name: x, node.args[1].name: ks})["y"][0]
+    found = looked(p, x, ks, SLOTS - n)["head_spread"]
     assert contextual([found.tolist()], 0.5) == ((0, 2),)
+
+
+def looked(p, x, keys, past):
+    """What calibrate notes of the attention of a layer, for queries x over a cache of keys."""
+    g = attending(p.graph("step"))
+    node = next(n for n in g.nodes if n.op == "attention")
+    behind = g.nodes[g.nodes.index(node) + 1 :]
+    told = [(k.split(".")[-1], v) for k, v in g.results if k.startswith("seen.")]
+    args = (*node.args[:2], node.args[3])
+    tail = dce(Graph("g", args, behind, tuple(told)))
+    given = zip(args, (x, keys, np.full(1, past, np.int32)), strict=True)
+    return {k: v[0] for k, v in evaluate(tail, {a.name: v for a, v in given}).items()}
+
+
+def test_planted_layers_are_told_apart():
+    """One that stays with the scale that is drawn and one slot before it, and one that looks at
+    all there is: the latter's index is the lower. Slots that are not filled yet draw nobody."""
+    p = scales(layers=1)
+    n, past = COUNTS[-2], sum(COUNTS[:-2])
+    x = np.ones((1, n, 16), np.float32)
+    found = []
+    for stays in (True, False):
+        ks = np.zeros((1, 4, SLOTS, 4), np.float32)
+        ks[:, :, past + n :] = 50  # not filled
+        if stays:
+            ks[:, :, 3] = 3.0
+            ks[:, :, past : past + n] = 1.5
+        found.append(float(looked(p, x, ks, past)["selectivity"]))
+    top = SLOTS // 16
+    assert np.isclose(found[1], n / (past + n) * top / (past + n))
+    e = np.exp([2 * 3.0, 2 * 1.5, 0])  # of scale 0.5 over 4 channels
+    total = e[0] + n * e[1] + (past - 1) * e[2]
+    assert np.isclose(found[0], n * e[1] / total * (e[0] + (top - 1) * e[2]) / total, rtol=1e-5)
+    assert found[0] > 2 * found[1]
 
 
 def test_calibration_of_another_model_is_refused(of_scales, tmp_path):
     wrong = ranges_file(tmp_path / "r.safetensors", {"layer.0.head_spread": np.ones(4)})
     with pytest.raises(ArcError, match="knows the heads of 1 attentions"):
         run(of_scales[0], [Hack(ranges=wrong)])
+
+
+@pytest.fixture
+def indices(tmp_path):
+    """Of scales of 1, 4, 9, 16, 25: layer 1 drafts the fourth and the fifth."""
+    return ranges_file(tmp_path / "s.safetensors", {
+        "layer.0.selectivity": np.array([0, 0.2, 0.3, 0.8, 0.9]),
+        "layer.1.selectivity": np.array([0, 0.2, 0.3, 0.1, 0.2])})
+
+
+@pytest.mark.parametrize("ratio", [0.6, 0.7, 0.8])
+def test_scale_keeps_to_its_budgets(ratio, of_scales, indices):
+    p, source = of_scales
+    each = Scale(ratio=ratio, ranges=indices, share=0.25)
+    c = caches(p, "it", ratio)
+    assert each.roles(c) == ((frozenset(),) * 3 + (frozenset({1}),) * 2)
+    new = run(p, [each])
+    assert 0.9 < cache_bytes(new) / cache_bytes(p) / (1 - ratio) <= 1 + 1e-9
+    refiner, drafter = (dict(new.state)[k].shape[2] for k in ("k0", "k1"))
+    assert refiner < drafter
+    assert generate(new, source, finish=False).tokens.shape == (2, SLOTS)
+
+
+def test_refiners_lose_from_scale_to_scale_what_drafters_get(of_scales, indices):
+    c = caches(of_scales[0], "it", 0.7)
+    each = Scale(ratio=0.7, ranges=indices, share=0.25, fall=0.1)
+    refiner, drafter = each.budgets(c, each.roles(c))
+    assert refiner[1] > refiner[2] > refiner[3]
+    assert {a + b for a, b in zip(refiner, drafter, strict=True)} == {2 * refiner[1]}
+
+
+def test_drafters_leave_what_they_cannot_use(of_scales, indices):
+    """Where a drafter keeps all there is, refiners have the rest."""
+    c = caches(of_scales[0], "it", 0.5)
+    each = Scale(ratio=0.5, ranges=indices, share=0.25, fall=0.2)
+    refiner, drafter = each.budgets(c, each.roles(c))
+    assert drafter[3] == c.history
+    assert refiner[3] + drafter[3] == 2 * refiner[0] > 2 * 0.2 * refiner[0] + drafter[3]
+
+
+def test_without_indices_all_layers_are_alike(of_scales):
+    new = shrink(of_scales[0], "kv-scale{ratio=0.6}")
+    assert {t.shape[2] for k, t in new.state} == {int(SLOTS * 0.4)}
+
+
+@pytest.mark.parametrize(("layers", "steps", "said"), [
+    (1, 5, "knows 1 attentions in 5 steps, not 2 in 5"), (2, 3, "knows 2 attentions in 3 steps")])
+def test_indices_of_another_model_are_refused(layers, steps, said, of_scales, tmp_path):
+    wrong = ranges_file(tmp_path / "r.safetensors", {
+        f"layer.{i}.selectivity": np.ones(steps) for i in range(layers)})
+    with pytest.raises(ArcError, match=said):
+        run(of_scales[0], [Scale(ranges=wrong)])
 
 
 # --- raster --------------------------------------------------------------------------------------
@@ -203,6 +285,9 @@ def test_slots_filled_are_counted(of_rows):
     ("kv-snap{ratio=-0.1}", "ratio must be"),
     ("kv-hack{ratio=0.95}", "leaves"),
     ("kv-hack{few=2.0}", "few and share are shares"),
+    ("kv-scale{ratio=0.99}", "leaves 0 of 55 slots a layer"),
+    ("kv-scale{share=1.0}", "share and fall are shares"),
+    ("kv-scale, kv-hack", "needs whole caches, and kv-scale changed"),
     ("kv-snap{ratio=0.5}, kv-h2o{ratio=0.5}", "needs whole caches, and kv-snap changed"),
     ("kv-rows{ratio=0.3}", "needs rows"),
     ("kv-pyramid{beta=0.5}", "beta must be 1 or more"),
@@ -215,6 +300,7 @@ def test_refused_on_scales(passes, said, of_scales):
 
 @pytest.mark.parametrize(("passes", "said"), [
     ("kv-hack", "needs scales"),
+    ("kv-scale", "needs scales"),
     ("kv-rows{ratio=0.9}", "are always kept"),
     ("kv-rows{latest=0}", "0 latest rows"),
     ("kv-streaming{row=99}", "row must be from 1"),
@@ -229,9 +315,17 @@ def test_refused_on_rows(passes, said, of_rows):
     assert e.value.hint
 
 
-def test_golden(golden, of_scales):
-    new = shrink(tiny_scales.scales(layers=1), "kv-hack{ratio=0.5}")
-    lines = [x for x in str(new).splitlines() if x.startswith(("program", "  cache", "  state",
-                                                               "  steps"))]
-    step = [x for x in str(new.graph("step")).splitlines() if "kv_" in x or "return" in x]
-    assert "\n".join([*lines, *step]) == golden
+def told(p):
+    """What a policy says in a program, and the step's ops of caches."""
+    lines = [x for x in str(p).splitlines() if x.startswith(("program", "  cache", "  state",
+                                                             "  steps"))]
+    step = [x for x in str(p.graph("step")).splitlines() if "kv_" in x or "return" in x]
+    return "\n".join([*lines, *step])
+
+
+def test_golden(golden):
+    assert told(shrink(tiny_scales.scales(layers=1), "kv-hack{ratio=0.5}")) == golden
+
+
+def test_golden_scale(golden, of_scales, indices):
+    assert told(run(of_scales[0], [Scale(ratio=0.7, ranges=indices, share=0.25)])) == golden

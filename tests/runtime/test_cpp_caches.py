@@ -14,7 +14,8 @@ pytestmark = pytest.mark.ort
 
 
 @pytest.mark.parametrize(("program", "passes"), [
-    (scales, "kv-hack{ratio=0.5}"), (scales, "kv-h2o{ratio=0.6}, kv-int8"),
+    (scales, "kv-hack{ratio=0.5}"), (scales, "kv-scale{ratio=0.6}"),
+    (scales, "kv-h2o{ratio=0.6}, kv-int8"),
     (rows, "kv-snap{ratio=0.4}"), (rows, "kv-int4{window=4}")])
 def test_the_same_tokens(lib, tmp_path, program, passes):
     pytest.importorskip("onnx")
