@@ -156,3 +156,32 @@ def test_the_official_header_has_the_slots_we_use(tmp_path):
     cpp = native.ROOT / "arcompile/runtime/cpp"
     run("c++", "-std=c++17", "-fsyntax-only", f"-I{root}", f"-I{cpp}/include",
         cpp / "src/ort_check.cpp")
+
+
+def test_nodes_that_fall_back_to_the_cpu_are_found(built, tmp_path):
+    """As Python finds them: no GPU is needed to see what runs where."""
+    onnx = pytest.importorskip("onnx")
+    import re
+
+    import onnxruntime
+
+    from arcompile.targets.ort import HEAVY, misplaced
+
+    source = (native.ROOT / "arcompile/runtime/cpp/src/ort_device.cpp").read_text()
+    listed = source.split("kHeavy[] = {")[1].split("}")[0]
+    assert set(re.findall(r'"(\w+)"', listed)) == HEAVY
+    h = onnx.helper
+    nodes = [h.make_node("MatMul", ["x", "x"], ["y"]), h.make_node("Softmax", ["y"], ["z"]),
+             h.make_node("Shape", ["z"], ["s"])]
+    graph = h.make_graph(nodes, "g", [h.make_tensor_value_info("x", 1, ["n", "n"])],
+                         [h.make_tensor_value_info("s", 7, [2]),
+                          h.make_tensor_value_info("z", 1, ["n", "n"])])
+    model = h.make_model(graph, opset_imports=[h.make_opsetid("", 24)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "m.onnx")
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), options,
+                                           providers=["CPUExecutionProvider"])
+    found = run(built / "tests/test_placed", native.ort_library(), tmp_path / "m.onnx").stdout
+    assert found.split() == misplaced(session) == ["MatMul", "Softmax"]

@@ -79,6 +79,7 @@ DAMAGE = {
     "deep": lambda f: (f / "manifest.json").write_text("[" * 100_000),
     "no folder": shutil.rmtree,
     "no GPU": lambda f: _manifest(f, target="ort-cuda"),
+    "no TensorRT": lambda f: _manifest(f, target="ort-tensorrt"),
     "weights": _flip,
     "missing": lambda f: (f / "step.onnx").unlink(),
     "short": lambda f: (f / "step.onnx").write_bytes(b"x"),

@@ -26,6 +26,7 @@ int cores() {
 std::string provider_of(const std::string& target) {
   if (target == "ort-cpu") return ort::kCpu;
   if (target == "ort-cuda") return ort::kCuda;
+  if (target == "ort-tensorrt") return ort::kTensorrt;
   throw Error("target " + quoted(target) + " cannot be run by this library",
               "build the engine with --target ort-cpu");
 }

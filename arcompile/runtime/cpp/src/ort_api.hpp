@@ -9,19 +9,22 @@
 struct OrtAllocator;
 struct OrtCUDAProviderOptionsV2;
 struct OrtEnv;
+struct OrtEpAssignedNode;
+struct OrtEpAssignedSubgraph;
 struct OrtIoBinding;
 struct OrtMemoryInfo;
 struct OrtRunOptions;
 struct OrtSession;
 struct OrtSessionOptions;
 struct OrtStatus;
+struct OrtTensorRTProviderOptionsV2;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtTypeInfo;
 struct OrtValue;
 
 namespace arc::ort {
 
-constexpr std::uint32_t kApiVersion = 17;  // the first that has every slot below
+constexpr std::uint32_t kApiVersion = 24;  // the first that has every slot below
 
 // X(slot, name, result, arguments); enums are int, as in C.
 #define ARC_ORT_SLOTS(X)                                                                          \
@@ -75,11 +78,25 @@ constexpr std::uint32_t kApiVersion = 17;  // the first that has every slot belo
   X(135, ReleaseIoBinding, void, (OrtIoBinding*))                                                 \
   X(136, BindInput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                    \
   X(137, BindOutput, OrtStatus*, (OrtIoBinding*, const char*, const OrtValue*))                   \
+  X(170, SessionOptionsAppendExecutionProvider_TensorRT_V2, OrtStatus*,                           \
+    (OrtSessionOptions*, const OrtTensorRTProviderOptionsV2*))                                    \
+  X(171, CreateTensorRTProviderOptions, OrtStatus*, (OrtTensorRTProviderOptionsV2**))             \
+  X(172, UpdateTensorRTProviderOptions, OrtStatus*,                                               \
+    (OrtTensorRTProviderOptionsV2*, const char* const*, const char* const*, size_t))              \
+  X(174, ReleaseTensorRTProviderOptions, void, (OrtTensorRTProviderOptionsV2*))                   \
   X(204, SessionOptionsAppendExecutionProvider_CUDA_V2, OrtStatus*,                               \
     (OrtSessionOptions*, const OrtCUDAProviderOptionsV2*))                                        \
   X(205, CreateCUDAProviderOptions, OrtStatus*, (OrtCUDAProviderOptionsV2**))                     \
+  X(206, UpdateCUDAProviderOptions, OrtStatus*,                                                   \
+    (OrtCUDAProviderOptionsV2*, const char* const*, const char* const*, size_t))                  \
   X(208, ReleaseCUDAProviderOptions, void, (OrtCUDAProviderOptionsV2*))                           \
-  X(228, RegisterCustomOpsLibrary_V2, OrtStatus*, (OrtSessionOptions*, const char*))
+  X(228, RegisterCustomOpsLibrary_V2, OrtStatus*, (OrtSessionOptions*, const char*))              \
+  X(407, Session_GetEpGraphAssignmentInfo, OrtStatus*,                                            \
+    (const OrtSession*, const OrtEpAssignedSubgraph* const**, size_t*))                           \
+  X(408, EpAssignedSubgraph_GetEpName, OrtStatus*, (const OrtEpAssignedSubgraph*, const char**))  \
+  X(409, EpAssignedSubgraph_GetNodes, OrtStatus*,                                                 \
+    (const OrtEpAssignedSubgraph*, const OrtEpAssignedNode* const**, size_t*))                    \
+  X(412, EpAssignedNode_GetOperatorType, OrtStatus*, (const OrtEpAssignedNode*, const char**))
 
 struct Api {
 #define X(slot, name, result, arguments) result (*name) arguments;

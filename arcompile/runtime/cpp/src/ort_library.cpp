@@ -46,13 +46,6 @@ void wheels(const fs::path& prefix, std::vector<std::string>& out) {
   out.insert(out.end(), found.begin(), found.end());
 }
 
-[[noreturn]] void cannot_run(const std::string& provider, const std::string& why) {
-  throw Error("ONNX Runtime cannot run on " + provider + ": " + why,
-              "pip install 'onnxruntime-gpu[cuda,cudnn]>=1.28' (in place of onnxruntime), or use "
-              "--target ort-cpu",
-              Code::machine);
-}
-
 std::string one_line(const char* text) {
   std::string line = text ? text : "";
   line = line.substr(line.find_first_not_of(" \n\r\t") == std::string::npos
@@ -184,31 +177,6 @@ void Library::must(OrtStatus* status, const std::string& what) const {
   }
 }
 
-// Appending fails where the provider cannot run. ONNX Runtime counts shapes on the CPU, so that
-// session.disable_cpu_ep_fallback would refuse every graph that has any.
-void Library::use_device(OrtSessionOptions* options) const {
-  OrtCUDAProviderOptionsV2* raw = nullptr;
-  std::string why = said(api_->CreateCUDAProviderOptions(&raw));
-  const Owned<OrtCUDAProviderOptionsV2> held{raw, {api_->ReleaseCUDAProviderOptions}};
-  if (why.empty()) why = said(api_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, raw));
-  if (!why.empty()) cannot_run(provider_, why);
-}
-
-Ref Library::room(const OrtSession* session, DType dtype, Shape shape) const {
-  const std::string what = "no memory on the accelerator";
-  OrtAllocator* raw = nullptr;
-  must(api_->CreateAllocator(session, device_.get(), &raw), what);
-  const std::shared_ptr<OrtAllocator> allocator(raw, api_->ReleaseAllocator);
-  auto out = std::make_shared<Tensor>();
-  out->dtype = dtype;
-  out->shape = std::move(shape);
-  out->device = true;
-  must(api_->AllocatorAlloc(raw, std::max<std::size_t>(out->bytes(), 1), &out->data), what);
-  const auto release = api_->AllocatorFree;
-  out->memory = {out->data, [allocator, release](void* p) { release(allocator.get(), p); }};
-  return out;
-}
-
 Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   const std::string what = "ONNX Runtime refuses " + fs::path(path).filename().string();
   OrtSessionOptions* raw = nullptr;
@@ -217,7 +185,7 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   must(api_->SetIntraOpNumThreads(raw, threads), what);
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
-  if (on_device()) use_device(raw);
+  if (on_device()) use_device(raw, fs::path(path).parent_path().string());
   else if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
   OrtSession* session = nullptr;
   if (const std::string why = said(api_->CreateSession(env_.get(), path.c_str(), raw, &session));
@@ -226,7 +194,9 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
     throw Error(what + ": " + why, "onnxruntime>=1.28 is needed; then rebuild the engine",
                 Code::machine);
   }
-  return {session, {api_->ReleaseSession}};
+  Owned<OrtSession> made{session, {api_->ReleaseSession}};
+  if (on_device()) check_placed(session);
+  return made;
 }
 
 Owned<OrtIoBinding> Library::binding(OrtSession* session) const {

@@ -13,6 +13,7 @@ namespace arc::ort {
 
 constexpr const char* kCpu = "CPUExecutionProvider";
 constexpr const char* kCuda = "CUDAExecutionProvider";
+constexpr const char* kTensorrt = "TensorrtExecutionProvider";
 
 class Library {
  public:
@@ -47,13 +48,20 @@ class Library {
   void check_version();
   void check_provider() const;
   void find_kernels(const std::string& given);
-  void use_device(OrtSessionOptions* options) const;
+  void use_device(OrtSessionOptions* options, const std::string& folder) const;
+  void check_placed(const OrtSession* session) const;
 
   std::string provider_, path_, version_, kernels_;
   std::unique_ptr<Api> api_;
   Owned<OrtEnv> env_;
   Owned<OrtMemoryInfo> cpu_, device_;
 };
+
+// Kinds of the session's nodes that run on the CPU, of those that count no shapes, in order. The
+// session must have been told to note where they run.
+std::vector<std::string> misplaced(const Library& library, const OrtSession* session);
+
+[[noreturn]] void cannot_run(const std::string& provider, const std::string& why);
 
 // The files that are tried, in order.
 std::vector<std::string> candidates(const std::string& given);
