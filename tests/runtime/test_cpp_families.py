@@ -18,11 +18,21 @@ from arcompile import dims
 pytestmark = [pytest.mark.ort, pytest.mark.slow]
 ASKED = os.environ.get("ARC_TEST_FAMILIES", "")
 FAMILIES = ("flexvar", "hmar", "infinity", "janus", "llamagen", "mar", "nar", "par", "rar",
-            "var", "xar")
-WEIGHTS = ("int8", "int8{block=128}", "int4", "mixed", "smooth", "int8-conv")
-DRAFTS = tuple(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern", "cool-sd"))
-DEMOS = ("demo", *(f"demo+{p}" for p in (*WEIGHTS, *DRAFTS, "zipar", "int8, jacobi{window=8}")),
-         "demo-var", *(f"demo-var+{p}" for p in WEIGHTS))
+            "token-shuffle", "var", "xar")
+WEIGHTS = ("int8", "int8{block=128}", "int4", "mixed", "smooth", "int8-conv{dynamic=True}",
+           "bf16-conv")
+CACHES = (*(f"kv-{p}{{ratio=0.5}}" for p in ("streaming", "snap", "h2o", "pyramid")),
+          "kv-int8", "kv-int4", "kv-snap{ratio=0.5}, kv-int8")
+DRAFTS = (*(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern", "cool-sd")),
+          "scd{window=8,coupling='gumbel'}", "sjd{window=12,guess='above'}",
+          "draft{window=4,by='int4'}", "draft{window=3,by='shallow{layers=4}, kv-int4'}",
+          "draft{window=4,engine='PLAIN'}")
+RASTER = ("shallow{layers=4}", "guidance{last=32}", "zipar", "auto", "kv-rows{ratio=0.5}",
+          "int8, jacobi{window=8}", "int4, scd{window=8}, kv-int8")
+SCALES = ("kv-hack{ratio=0.5}", "kv-scale{ratio=0.5}", "trim{scales=1}", "guidance{first=1,last=4}",
+          "code{engine='PLAIN',scales=3}", "int8, kv-hack{ratio=0.5}, kv-int8")
+DEMOS = ("demo", *(f"demo+{p}" for p in (*WEIGHTS, *CACHES, *DRAFTS, *RASTER)),
+         "demo-var", *(f"demo-var+{p}" for p in (*WEIGHTS, *CACHES, *SCALES)))
 OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
 SEEDS = 20
 
@@ -32,24 +42,37 @@ def lib():
     return native.Library(native.library())
 
 
+@pytest.fixture(scope="module")
+def engines(tmp_path_factory):
+    """The folder of an engine by its name in the matrix, built once."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            family, _, passes = name.partition("+")
+            out = made[name] = tmp_path_factory.mktemp("cpp") / "engine"
+            if family.startswith("demo"):  # PLAIN: the same model as a second engine
+                passes = passes.replace("PLAIN", str(get(family))) if "PLAIN" in passes else passes
+                arcompile.build(family, passes=passes or None, out=out, report=False)
+            else:
+                import plain
+
+                from arcompile.family import FAMILIES as KNOWN
+
+                plain.engine(family, KNOWN[family].random("tiny"), out, **OPTIONS.get(family, {}))
+        return made[name]
+
+    return get
+
+
 @pytest.fixture(scope="module", params=(*DEMOS, *FAMILIES))
-def both(request, lib, tmp_path_factory):
+def both(request, lib, engines):
     """(the name, the engine in C++, the engine in Python)."""
     if ASKED in ("", "0"):
         pytest.skip("ARC_TEST_FAMILIES=1 compares every family")
-    name, _, passes = request.param.partition("+")
-    if ASKED != "1" and name not in ASKED.split(","):
+    if ASKED != "1" and request.param.partition("+")[0] not in ASKED.split(","):
         pytest.skip(f"ARC_TEST_FAMILIES={ASKED}")
-    folder = tmp_path_factory.mktemp("cpp") / "engine"
-    if name.startswith("demo"):
-        arcompile.build(name, passes=passes or None, out=folder, report=False)
-    else:
-        import plain
-
-        from arcompile.family import FAMILIES as KNOWN
-
-        found = KNOWN[request.param]
-        plain.engine(request.param, found.random("tiny"), folder, **OPTIONS.get(request.param, {}))
+    folder = engines(request.param)
     return request.param, lib.open(folder, 1), arcompile.load(folder, threads=1)
 
 
