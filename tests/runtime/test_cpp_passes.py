@@ -1,5 +1,5 @@
-"""Passes over caches, drafts of a second model and two models in one need nothing of a runtime: both
-draw the same. Small programs; the demos under every pass are in test_cpp_families.py.
+"""Passes over caches, drafts of a second model, two models in one: they need nothing of a runtime,
+and both draw the same. Small programs; test_cpp_families.py has the demos under every pass.
 """
 
 from __future__ import annotations
