@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 # family -> the module whose `load(source)` makes its Eager
 EAGER = {"llamagen": "arcompile.bench.eager_llamagen", "var": "arcompile.bench.eager_var",
-         "mar": "arcompile.bench.eager_mar"}
+         "mar": "arcompile.bench.eager_mar", "hmar": "arcompile.bench.eager_hmar",
+         "xar": "arcompile.bench.eager_xar", "janus": "arcompile.bench.eager_janus"}
 
 
 class Eager(Protocol):

@@ -7,6 +7,7 @@ step with both halves of a guided batch; every block computes its own modulation
 from __future__ import annotations
 
 import math
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -155,11 +156,13 @@ class Diffusion:
 
 
 class Mar:
-    """sample_tokens, one iteration a step. `orders` and `noise` are what it drew."""
+    """sample_tokens, one iteration a step. `orders` and `noise` are what it drew, `spent` the
+    seconds of its two stages so far."""
 
     def __init__(self, net: Transformer, vae: Any):
         self.net, self.vae = net, vae
         self.diffusion = Diffusion(net.c.steps)
+        self.spent: dict[str, float] = {}
 
     @torch.inference_mode()
     def begin(self, cond: Any, guidance: float, temperature: float, top_k: int) -> None:
@@ -184,9 +187,15 @@ class Mar:
         mask = torch.zeros_like(self.mask)
         return mask.scatter(1, self.orders[:, :keep], True)
 
+    def jump(self, step: int) -> None:
+        """As if so many iterations had been done, with nothing drawn."""
+        while self.turn < step:
+            self.mask, self.turn = self._next_mask(), self.turn + 1
+
     @torch.inference_mode()
     def step(self) -> Tensor:
         n, c, twice = self.net, self.net.c, 2 if self.guided else 1
+        start = time.perf_counter()
         z = n(self.tokens.repeat(twice, 1, 1), self.mask.repeat(twice, 1), self.label)
         after = self._next_mask()
         fresh = self.mask ^ after
@@ -194,7 +203,10 @@ class Mar:
         share = 1.0 if c.schedule == "constant" else (c.positions - max(left, 1)) / c.positions
         share = 1.0 if not left else share
         scale = 1 + (self.guidance - 1) * share
+        middle = time.perf_counter()
         x = self._sample(z[fresh.repeat(twice, 1)], self.noise[fresh], scale)
+        self.spent["transformer"] = self.spent.get("transformer", 0.0) + middle - start
+        self.spent["head"] = self.spent.get("head", 0.0) + time.perf_counter() - middle
         self.tokens[fresh] = x
         self.mask, self.turn = after, self.turn + 1
         return torch.zeros(self.b, 0, dtype=torch.int64)

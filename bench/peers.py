@@ -1,7 +1,7 @@
 """What else people run such models with, one step of the loop each: `arcompile bench peers`.
 
-Each runs LlamaGen's decode step (two rows: an image and its unconditional twin) on the same random
-weights, as its own documentation advises. What a peer needs is made once and kept in the cache; a
+Each runs a family's decode step (two rows: an image and its unconditional twin) on random weights
+of the same shapes, as its own documentation advises. What a peer needs is made once and kept in the cache; a
 peer that is not installed, or fails, is named with the reason.
 """
 
@@ -30,19 +30,35 @@ class Peer(Protocol):
 class Kind:
     """make: (suite, folder for what is kept) -> Peer. exact: computes in f32 what the engine does.
 
-    says: what a reader must know of how it is run.
+    says: what a reader must know of how it is run. family: whose step it runs.
     """
 
     name: str
     make: Callable[[Any, Path], Peer]
     exact: bool
     says: str
+    family: str = "llamagen"
+
+
+# What cannot run these models at all, and why: named, so that its absence is no oversight.
+UNABLE = {
+    "llamagen": {
+        "transformers generate": "has no LlamaGen (huggingface/transformers#33905); its Janus is "
+                                 "in the other table",
+        "vLLM": "its LlamaGen is a fork pinned to 0.4.1, for CUDA only",
+        "TensorRT": "needs an NVIDIA GPU",
+    },
+    "janus": {
+        "onnxruntime-genai": "its builder knows no Janus, and its search no pairs of guidance",
+        "OpenVINO GenAI": "has no pipeline for Janus; its notebooks convert the parts by hand",
+    },
+}
 
 
 def kinds() -> Iterator[Kind]:
-    from arcompile.bench import peers_onnx, peers_openvino, peers_torch
+    from arcompile.bench import peers_onnx, peers_openvino, peers_torch, peers_transformers
 
-    for module in (peers_torch, peers_onnx, peers_openvino):
+    for module in (peers_torch, peers_onnx, peers_openvino, peers_transformers):
         yield from module.KINDS
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +121,10 @@ class Exported:
 
 
 def llama(c: Config, folder: Path) -> Path:
-    """A Hugging Face Llama of LlamaGen's sizes with random weights: one-dimensional rotation."""
+    """A Hugging Face Llama of LlamaGen's sizes with random weights: one-dimensional rotation.
+
+    The builder wants a tokenizer too: one of a word for each code.
+    """
     path = folder / "llama"
     if not (path / "config.json").exists():
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -129,6 +134,13 @@ def llama(c: Config, folder: Path) -> Path:
             num_hidden_layers=c.layers, num_attention_heads=c.heads,
             num_key_value_heads=c.heads, max_position_embeddings=512, bos_token_id=0,
             eos_token_id=c.vocabulary - 1, tie_word_embeddings=False)).save_pretrained(path)
+    if not (path / "tokenizer.json").exists():
+        from tokenizers import Tokenizer
+        from tokenizers.models import WordLevel
+        from transformers import PreTrainedTokenizerFast
+
+        words = Tokenizer(WordLevel({str(i): i for i in range(c.vocabulary)}, unk_token="0"))
+        PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(path)
     return path
 
 
@@ -140,10 +152,12 @@ class GenAI:
 
         built = folder / "built"
         if not (built / "genai_config.json").exists():
-            from onnxruntime_genai.models.builder import create_model
+            from onnxruntime_genai.models import builder
 
-            source = llama(transformer(suite).c, folder)
-            create_model("", str(source), str(built), precision, "cpu", str(folder / "cache"))
+            source = str(llama(transformer(suite).c, folder))
+            told = ("", source, str(built), precision, "cpu", str(folder / "cache"))
+            with contextlib.redirect_stdout(sys.stderr):  # it prints what it does
+                builder.create_model(*told, **builder.parse_extra_options(*told, []))
         self.og, self.model = og, og.Model(str(built))
 
     def begin(self, position: int) -> None:

@@ -12,18 +12,20 @@ from typing import Any
 import arcompile
 from arcompile.bench import built, machine, suites
 from arcompile.bench.machine import PAUSE, Bandwidth
-from arcompile.bench.peers import Kind, Peer, ready
+from arcompile.bench.peers import UNABLE, Kind, Peer, ready
 from arcompile.bench.runner import WARM, Say, _needs
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
-TURNS, BLOCK = 14, 8
+TURNS, BLOCK = 8, 8
+SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {
-    "interleaved": f"{TURNS} rounds; in each every side runs {BLOCK} steps at the same positions, "
-                   f"the first {WARM} of them not counted, with {PAUSE} s between",
+    "interleaved": "{} rounds; in each every side runs "
+                   f"{BLOCK} steps at the same positions, the first {WARM} of them not counted, "
+                   f"with {PAUSE} s between",
     "step": "one step of the decode loop for an image and its unconditional twin; ours and torch's "
             "include guidance, sampling and host work, the others stop at the logits",
     "ratio": "peer / arcompile f32, round by round",
@@ -82,10 +84,16 @@ class Ours:
 
 def race(suite: Suite, kinds: Sequence[Kind], home: Path, say: Say = lambda text: None,
          turns: int = TURNS) -> dict[str, Any]:
-    """One row: every side's step, and how many times as long as ours it takes. Raises ArcError."""
+    """One row: every side's step, and how many times as long as ours it takes. Raises ArcError.
+
+    kinds: those of the suite's family take part.
+    """
     _needs()
+    kinds = [k for k in kinds if k.family == suite.family]
     machine_was, sides, missing = machine.facts(), dict[str, Peer](), dict[str, str]()
     for passes in OURS:
+        if _named(suite, passes) not in suites.SUITES:
+            continue
         name = f"arcompile-{passes or 'f32'}"
         say(name)
         try:
@@ -99,6 +107,7 @@ def race(suite: Suite, kinds: Sequence[Kind], home: Path, say: Say = lambda text
             missing[kind.name] = why
         else:
             sides[kind.name] = peer
+    missing |= UNABLE.get(suite.family, {})
     bandwidth = Bandwidth()
     bandwidth.measure(2)
     bandwidth.narrow()
@@ -115,7 +124,8 @@ def race(suite: Suite, kinds: Sequence[Kind], home: Path, say: Say = lambda text
         "arcompile": arcompile.__version__, "guidance": suite.guidance, "top_k": suite.top_k,
         "machine": {**machine_was, "read_gbps": bandwidth.row(), "gemm_gflops": machine.gemm(),
                     "peers": machine.versions(PACKAGES)},
-        "settings": SETTINGS, "sides": rows, "missing": missing,
+        "settings": {**SETTINGS, "interleaved": SETTINGS["interleaved"].format(turns)},
+        "sides": rows, "missing": missing,
     }
 
 
@@ -124,10 +134,14 @@ PACKAGES = ("openvino", "nncf", "onnxruntime-genai", "onnxscript", "transformers
 
 def ours(suite: Suite, passes: str, say: Say) -> Ours:
     """An engine of the suite, or of the suite of the same name with these passes."""
-    folder, _ = built.ready(suites.find(suite.name + (f"-{passes}" if passes else "")), say)
+    folder, _ = built.ready(suites.find(_named(suite, passes)), say)
     made = Ours(load(folder), suite)
     made.begin(3)
     return made
+
+
+def _named(suite: Suite, passes: str) -> str:
+    return suite.name + (f"-{passes}" if passes else "")
 
 
 def _turns(sides: Mapping[str, Peer], bandwidth: Bandwidth, turns: int,
@@ -148,7 +162,7 @@ def _turns(sides: Mapping[str, Peer], bandwidth: Bandwidth, turns: int,
                 spent.append(time.perf_counter() - start)
             times[name].append(spent[WARM:])
     for peer in sides.values():
-        if isinstance(peer, Ours):
+        if hasattr(peer, "end"):
             peer.end()
     return times
 

@@ -228,7 +228,8 @@ class _Bench:
         import torch
 
         theirs = torch.cat(t.tokens, 1).numpy()
-        order = [i for s in self.engine.program.steps for i in s.commit][: theirs.shape[1]]
+        committed = dict.fromkeys(i for s in self.engine.program.steps for i in s.commit)
+        order = [*committed][: theirs.shape[1]]  # cells that are drawn again, once
         differ = (output.tokens[:, order] != theirs).any(0)
         first = int(np.argmax(differ)) if differ.any() else None
         return {"equal": first is None, "compared": theirs.size, "first_difference": first}

@@ -157,14 +157,17 @@ class Janus(Family):
         return needed <= own.keys() and {k.split(".")[0] for k in own} <= _TOP
 
     def random(self, size: str, seed: int = 0) -> Source:
-        """Random weights of a published size, with the VQ-16 tokenizer; or "tiny"."""
+        """Random weights of a published size, with the VQ-16 tokenizer; or "tiny", or "small": its
+        shape an eighth as large."""
         c = Config(Shape(64, 2, 4, 2, 16, 96), 50, 64, 8, 2, 64, 4, 20, 0)
         vq = published((1, 1), ch=32, z=32, codes=64)
         if size != "tiny":
-            dim, layers, heads = SIZES[size]
-            hidden = 5632 if dim == 2048 else 11008
-            text = Shape(dim, layers, heads, heads, dim // heads, hidden)
-            c = Config(text, 102400, 16384, 8, 2, dim, 24, MOST_IDS, 100015)
+            dim, layers, heads = (1024, 12, 16) if size == "small" else SIZES[size]
+            hidden = {1024: 2816, 2048: 5632}.get(dim, 11008)
+            text, words = Shape(dim, layers, heads, heads, dim // heads, hidden), 102400
+            if size == "small":
+                words = 8192
+            c = Config(text, words, 16384, 8, 2, dim, 24, MOST_IDS, min(100015, words - 1))
             vq = published((1, 1, 2, 2, 4))
         with torch.device("meta"):
             names = {theirs(k): s for k, s in state(Transformer(c), skip=("rope.",)).items()}

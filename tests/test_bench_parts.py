@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from arcompile import bench
-from arcompile.bench import history, peers, pictures, race, readme, report, scenarios
+from arcompile.bench import history, peers, pictures, race, readme, report, scenarios, stages
 from arcompile.bench.spread import SAME
 from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
@@ -133,6 +133,30 @@ def test_a_peer_that_is_not_there(tmp_path):
     with pytest.raises(ArcError, match="no peer named 'torhc'"):
         peers.find("torhc")
     assert len({k.name for k in peers.kinds()}) == len(peers.find("all"))
+
+
+def test_peers_take_turns_with_pictures_of_their_own():
+    """transformers' generate, token by token, over the end of a picture."""
+    pytest.importorskip("transformers")
+    (kind,) = peers.find("transformers-f32")
+    peer = kind.make(Suite("janus-tiny", "janus", "tiny", guidance=5.0, top_k=0), None)
+    peer.begin(3)
+    for _ in range(16):  # a picture has 16
+        peer.step()
+    peer.end()
+    assert not peer.run.is_alive()
+
+
+def test_what_no_peer_can_do_is_said_by_name():
+    assert {"llamagen", "janus"} == peers.UNABLE.keys() == {k.family for k in peers.kinds()}
+    named = {k.name for k in peers.kinds()}
+    assert not named & {n for x in peers.UNABLE.values() for n in x}
+
+
+def test_stages_of_a_loop():
+    each = [{"step": 1.0}, {"step": 3.0}]
+    assert stages.over_all([0, 4], each, 5) == {"step": 10.0}  # 1, 1.5, 2, 2.5, 3
+    assert stages.least([{"a": 2.0, "b": 1.0}, {"a": 1.0, "b": 3.0}]) == {"a": 1.0, "b": 1.0}
 
 
 # --- earlier results, the page, README -----------------------------------------------------------
