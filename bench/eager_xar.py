@@ -153,7 +153,8 @@ class XAR:
         scale = 1 + (self.guidance - 1) * k / (CELLS**2 - 1)
         x = self.noise[0, :, here].double()
         for i in range(c.steps):
-            v, dt = self._velocity(x, int(np.float32(t[i]) * np.float32(1000)), not i), t[i + 1] - t[i]
+            v = self._velocity(x, int(np.float32(t[i]) * np.float32(1000)), not i)
+            dt = t[i + 1] - t[i]
             twice = x.repeat(2, 1, 1)
             drift = v - t[i] * (-((1 - t[i]) * v + twice) / t[i])
             given, null = drift.chunk(2)

@@ -1,8 +1,8 @@
 """What else people run such models with, one step of the loop each: `arcompile bench peers`.
 
 Each runs a family's decode step (two rows: an image and its unconditional twin) on random weights
-of the same shapes, as its own documentation advises. What a peer needs is made once and kept in the cache; a
-peer that is not installed, or fails, is named with the reason.
+of the same shapes, as its own documentation advises. What a peer needs is made once and
+kept in the cache; a peer that is not installed, or fails, is named with the reason.
 """
 
 from __future__ import annotations

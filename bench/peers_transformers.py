@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,8 +119,8 @@ class Janus:
             self.run.join()
 
 
-SAYS = ("transformers' own Janus, generate(generation_mode='image') with its static cache, sampling "
-        "and guidance included")
+SAYS = ("transformers' own Janus, generate(generation_mode='image') with its static cache, "
+        "sampling and guidance included")
 KINDS = (
     Kind("transformers-f32", lambda s, f: Janus(s, torch.float32), True, SAYS, "janus"),
     Kind("transformers-bf16", lambda s, f: Janus(s, torch.bfloat16), False, SAYS, "janus"),
