@@ -27,9 +27,10 @@ class Scale(Pass):
     """Keep 1 - `ratio` of all caches: much in drafters, and in refiners less from scale to scale.
 
     ranges: the file of `arcompile calibrate`, by which drafters are known; without it there are
-    none, and all layers keep the same. share: of all pairs of a layer and a scale, those that are
-    drafters. fall: what refiners lose from a scale to the next, as a share of what all would have
-    alike; drafters have it. A cache is as large as what its layer ever keeps.
+    none, and all layers keep the same. share: of all pairs of a layer and a scale that finds more
+    than it may keep, those that are drafters. fall: what refiners lose from a scale to the next, as
+    a share of what all would have alike; drafters have it. A cache is as large as what its layer
+    ever keeps.
     """
 
     keeps = "quality"
@@ -57,15 +58,15 @@ class Scale(Pass):
 
     def roles(self, c: Caches) -> Roles:
         """The pairs of layer and step with the lowest index, each step's brought to one mean and
-        one spread. The first step has nothing to look back at."""
-        steps = range(1, len(c.appends))
+        one spread."""
         if not self.ranges:
             return (frozenset(),) * len(c.appends)
-        index = np.array(selectivity(self.ranges, len(c.layers), len(c.appends)))[:, 1:]
+        index = np.array(selectivity(self.ranges, len(c.layers), len(c.appends)))
         z = (index - index.mean(0)) / np.maximum(index.std(0), 1e-12)
-        pairs = sorted((z[i, k - 1], k, i) for k in steps for i in range(len(c.layers)))
+        full = (k for k, n in enumerate(filled(c)) if n > (1 - self.ratio) * c.slots)
+        pairs = sorted((z[i, k], k, i) for k in full for i in range(len(c.layers)))
         chosen = pairs[: round(self.share * len(pairs))]
-        return (frozenset(), *(frozenset(i for _, at, i in chosen if at == k) for k in steps))
+        return tuple(frozenset(i for _, at, i in chosen if at == k) for k in range(len(c.appends)))
 
     def budgets(self, c: Caches, roles: Roles) -> list[tuple[int, ...]]:
         """Of each layer: the slots it keeps after each step. All caches together are as large as
@@ -76,21 +77,27 @@ class Scale(Pass):
         most = int((1 - self.ratio) * c.slots * len(c.layers))
         mean = bisect_right(range(1, c.history + 1), most, key=room)
         found = _budgets(c, roles, mean, self.fall) if mean else []
-        if not found or min(min(own[:-1]) for own in found) <= c.appends[0] < c.history:
+        if not found or any(least <= c.appends[0] < n for own in found for least, n in zip(
+                own[:-1], filled(c)[1:], strict=True)):
             raise ArcError(f"pass {self.name}: ratio {self.ratio} leaves {mean} of {c.slots} slots "
                            f"a layer, and the first {c.appends[0]} are always kept",
                            hint="give a smaller ratio, or a smaller fall")
         return found
 
 
+def filled(c: Caches) -> list[int]:
+    """Slots there are before each step where none ever goes."""
+    return [0, *accumulate(c.appends[:-1])]
+
+
 def _budgets(c: Caches, roles: Roles, mean: int, fall: float) -> list[tuple[int, ...]]:
     """After each step, `mean` slots a layer: by the roles in the next one, which reads them."""
     layers, steps = len(c.layers), []
-    for k, filled in enumerate([*accumulate(c.appends[:-1])], 1):
+    for k, most in enumerate(filled(c)[1:], 1):
         many, total = len(roles[k]), mean * layers
         few = int(mean * max(0.0, 1 - fall * k)) if many else mean
-        much = min((total - (layers - many) * few) // many, filled) if many else 0
-        few = max(few, min((total - many * much) // (layers - many), filled)) if (
+        much = min((total - (layers - many) * few) // many, most) if many else 0
+        few = max(few, min((total - many * much) // (layers - many), most)) if (
             many < layers) else few  # what drafters have no use for
         steps.append([much if i in roles[k] else few for i in range(layers)])
     return [(*own, own[-1]) for own in zip(*steps, strict=True)]
