@@ -15,7 +15,7 @@ from arcompile.errors import ArcError
 from arcompile.family import Model
 from arcompile.ir import Builder, Graph, Node, Type, Value
 from arcompile.passes.eviction import apart, layers
-from arcompile.passes.ranges import CONV, HEADS, INPUT, LOOKED, SELECTIVITY
+from arcompile.passes.ranges import CONV, HEADS, INPUT, LOOKED, NORM, SELECTIVITY
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.quality import condition
 from arcompile.runtime import request
@@ -33,7 +33,8 @@ def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu
               progress: Progress = lambda stage, share: None) -> dict[str, Array]:
     """Draw pictures at the model's settings and write what was seen; returns it by name.
 
-    `<weight>.input_max` f32[k]: the largest absolute value of each input of a product.
+    `<weight>.input_max` f32[k]: the largest absolute value of each input of a product, and
+    `<weight>.input_norm` f32[k]: the root of the sum of all its squares.
     `<weight>.conv_range` f32[4]: -least and largest of what goes into a convolution, and of what
     comes out. `layer.<i>.head_spread` f32[h]: of an attention of scales over a cache, how much a
     head's attention differs from query to query in the last step: over the keys, the sum of its
@@ -59,6 +60,7 @@ def calibrate(model: Model, out: Path, pictures: int = 8, target: str = "ort-cpu
         for i in range(pictures):
             _draw(engine, i, seen, pictures)
             progress("drawing", (i + 1) / pictures)
+    seen = {k: np.sqrt(a) if k.endswith(NORM) else a for k, a in seen.items()}
     types = {k: Type("f32", a.shape) for k, a in sorted(seen.items())}
     safetensors.write(out, types, seen.__getitem__)
     return seen
@@ -78,8 +80,8 @@ def _draw(engine: Engine, i: int, seen: dict[str, Array], pictures: int) -> None
 
 
 class Watch:
-    """A runner that keeps the largest of all that is seen, and hands on the rest. Of attentions it
-    keeps what was seen in the conditional row, run by run."""
+    """A runner that keeps the largest of all that is seen, or its sum, and hands on the rest. Of
+    attentions it keeps what was seen in the conditional row, run by run."""
 
     def __init__(self, inner: Runner, seen: dict[str, Array]):
         self.inner, self.seen = inner, seen
@@ -92,7 +94,8 @@ class Watch:
             if key.endswith(LOOKED):
                 self.looked.setdefault(key, []).append(found[0])
                 continue
-            self.seen[key] = np.maximum(self.seen[key], found) if key in self.seen else found
+            both = np.add if key.endswith(NORM) else np.maximum
+            self.seen[key] = both(self.seen[key], found) if key in self.seen else found
         return out
 
     def __getattr__(self, name: str) -> Any:
@@ -100,15 +103,15 @@ class Watch:
 
 
 def watched(g: Graph) -> Graph:
-    """The graph with a further result for each product and convolution by a weight."""
+    """The graph with further results for each product and convolution by a weight."""
     b = Builder(g.name, taken=[v.name for v in g.values()])
     more: dict[str, Value] = {}
     for n in g.nodes:
-        if n.op in WATCHED and n.args[1].is_weight:
-            kind, look = WATCHED[n.op]
-            name = f"{SEEN}{n.args[1].name[1:]}{kind}"
-            here = look(b, n)
-            more[name] = b.maximum(more[name], here) if name in more else here
+        for kind, look in WATCHED.get(n.op, {}).items():
+            if n.args[1].is_weight:
+                name, here = f"{SEEN}{n.args[1].name[1:]}{kind}", look(b, n)
+                both = b.add if kind == NORM else b.maximum
+                more[name] = both(more[name], here) if name in more else here
     nodes = (*g.nodes, *b.take())
     return g.with_nodes(nodes, (*g.results, *more.items())) if more else g
 
@@ -175,6 +178,12 @@ def _inputs(b: Builder, n: Node) -> Value:
     return found
 
 
+def _squares(b: Builder, n: Node) -> Value:
+    x = n.args[0]
+    found: Value = b.sum(b.mul(x, x), axes=tuple(range(x.type.rank - 1)))
+    return found
+
+
 def _range(b: Builder, n: Node) -> Value:
     every = tuple(range(4))
     ends = [end for v in (n.args[0], n.outs[0])
@@ -184,4 +193,5 @@ def _range(b: Builder, n: Node) -> Value:
 
 
 Look = Callable[[Builder, Node], Value]
-WATCHED: Mapping[str, tuple[str, Look]] = {"matmul": (INPUT, _inputs), "conv2d": (CONV, _range)}
+WATCHED: Mapping[str, Mapping[str, Look]] = {
+    "matmul": {INPUT: _inputs, NORM: _squares}, "conv2d": {CONV: _range}}

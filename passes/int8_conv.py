@@ -12,7 +12,7 @@ from arcompile.errors import ArcError
 from arcompile.ir import Builder, Graph, Node
 from arcompile.passes.bf16_conv import narrowed
 from arcompile.passes.fold import Fold
-from arcompile.passes.ranges import CONV, of_model
+from arcompile.passes.ranges import CONV, mark, of_model
 from arcompile.pipeline import Keeps, Pass, register
 from arcompile.program import Program
 from arcompile.rewrite import Miss
@@ -37,6 +37,9 @@ class Int8Conv(Pass):
     dynamic: bool = False
     least: int = 16
     skip: str = ""
+
+    def reads(self) -> tuple[str, ...]:
+        return mark(self.ranges)
 
     def __call__(self, p: Program) -> Program:
         if self.dynamic:

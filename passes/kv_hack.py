@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from arcompile.errors import ArcError
 from arcompile.passes.eviction import Caches, Group, by_step, caches
-from arcompile.passes.ranges import spread
+from arcompile.passes.ranges import mark, spread
 from arcompile.pipeline import Pass, register
 from arcompile.program import Program
 
@@ -32,6 +32,9 @@ class Hack(Pass):
     share: float = 0.5
     few: float = 0.1
     twins: bool = False
+
+    def reads(self) -> tuple[str, ...]:
+        return mark(self.ranges)
 
     def __call__(self, p: Program) -> Program:
         if not 0 < self.few <= 1 or not 0 <= self.share <= 1:

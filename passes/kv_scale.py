@@ -13,7 +13,7 @@ import numpy as np
 
 from arcompile.errors import ArcError
 from arcompile.passes.eviction import Caches, Group, by_step, caches, held
-from arcompile.passes.ranges import selectivity
+from arcompile.passes.ranges import mark, selectivity
 from arcompile.pipeline import Pass, register
 from arcompile.program import Program
 
@@ -38,6 +38,9 @@ class Scale(Pass):
     ranges: str = ""
     share: float = 0.1
     fall: float = 0.05
+
+    def reads(self) -> tuple[str, ...]:
+        return mark(self.ranges)
 
     def __call__(self, p: Program) -> Program:
         if not 0 <= self.share < 1 or not 0 <= self.fall < 1:
@@ -65,7 +68,7 @@ class Scale(Pass):
         z = (index - index.mean(0)) / np.maximum(index.std(0), 1e-12)
         full = (k for k, n in enumerate(filled(c)) if n > (1 - self.ratio) * c.slots)
         pairs = sorted((z[i, k], k, i) for k in full for i in range(len(c.layers)))
-        chosen = pairs[: round(self.share * len(pairs))]
+        chosen = pairs[: round(self.share * len(pairs)) or bool(self.share)]
         return tuple(frozenset(i for _, at, i in chosen if at == k) for k in range(len(c.appends)))
 
     def budgets(self, c: Caches, roles: Roles) -> list[tuple[int, ...]]:

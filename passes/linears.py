@@ -38,13 +38,17 @@ class Form:
             rows[x] = b.quantize_rows(x)
         return b.matmul_int8(*rows[x], q, scale)
 
-    def error(self, w: Array) -> float:
-        """|w - what is stored| / |w|."""
+    def stored(self, w: Array) -> Array:
+        """What is left of w [k,n]."""
         if self.block:
             q, scale = OPS["quantize_blocks"].eval(w, bits=self.bits, block=self.block)
-            return distance(unpack(q, scale, self.bits), w)
+            return unpack(q, scale, self.bits)
         q, scale = OPS["quantize_channels"].eval(w, axis=1, bits=self.bits)
-        return distance(q * scale, w)
+        return q * scale
+
+    def error(self, w: Array) -> float:
+        """|w - what is stored| / |w|."""
+        return distance(self.stored(w), w)
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class Table(Form):
         each = b.gather(scale, n.args[1], axis=0)
         return b.mul(found, b.reshape(each, shape=(*each.type.shape, 1)))
 
-    def error(self, w: Array) -> float:
+    def stored(self, w: Array) -> Array:
         q, scale = OPS["quantize_channels"].eval(w, axis=0, bits=self.bits)
-        return distance(q * scale[:, None], w)
+        return q * scale[:, None]
 
 
 def distance(x: Array, y: Array) -> float:

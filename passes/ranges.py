@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from arcompile.errors import ArcError
 from arcompile.program import Program
 from arcompile.weights import Array, used
 
-INPUT, CONV = ".input_max", ".conv_range"  # of a product f32[k]; of a convolution f32[4]
+INPUT, NORM = ".input_max", ".input_norm"  # of a product, f32[k]
+CONV = ".conv_range"  # of a convolution, f32[4]
 HEADS = ".head_spread"  # of an attention over a cache, by its number: f32[h]
 SELECTIVITY = ".selectivity"  # of the same: f32[steps]
 LOOKED = (HEADS, SELECTIVITY)
@@ -20,7 +22,8 @@ HINT = "make the file with arcompile calibrate, of the same checkpoint"
 
 
 def read(path: str) -> dict[str, Array]:
-    """Name of a weight, without its @, and INPUT or CONV -> what was seen. Raises ArcError."""
+    """Name of a weight without its @, or number of an attention, and the kind -> what was seen.
+    Raises ArcError."""
     try:
         s = Path(path).stat()
     except OSError as e:
@@ -28,10 +31,18 @@ def read(path: str) -> dict[str, Array]:
     return _read(path, s.st_mtime_ns, s.st_size)
 
 
+def mark(path: str) -> tuple[str, ...]:
+    """What tells such a file from others, for Pass.reads; of no file, nothing."""
+    if not path:
+        return ()
+    read(path)  # which says what is wrong with it
+    return (hashlib.sha256(Path(path).read_bytes()).hexdigest(),)
+
+
 @lru_cache(4)
 def _read(path: str, time: int, size: int) -> dict[str, Array]:
     held = open_checkpoint(path).weights("")
-    found = {k: held.load(k) for k in held if k.endswith((INPUT, CONV, *LOOKED))}
+    found = {k: held.load(k) for k in held if k.endswith((INPUT, NORM, CONV, *LOOKED))}
     bad = [k for k, a in found.items() if a.ndim != 1 or not np.isfinite(a).all()]
     if bad or not found:
         raise ArcError(f"{path} holds no ranges" + (f": {bad[0]} is broken" if bad else ""),

@@ -113,6 +113,23 @@ _LAYER = """  %n{i} = rms_norm(%{x}, @l{i}.n1) {{eps=1e-05}} : f32[r,s,8]
   %z{i} = matmul(%y{i}, %d{i}) : f32[r,s,8]
   %x{n} = add(%h{i}, %z{i}) : f32[r,s,8]"""  # noqa: E501
 
+# a norm read by two products, and a gate by one
+GATED = """graph g(%x: f32[b,8]) {
+  @n : f32[8]
+  @q : f32[8,4]
+  @k : f32[8,4]
+  @up : f32[8,6]
+  @down : f32[6,8]
+  %0 = rms_norm(%x, @n) {eps=1e-05} : f32[b,8]
+  %1 = matmul(%0, @q) : f32[b,4]
+  %2 = matmul(%0, @k) : f32[b,4]
+  %3 = matmul(%x, @up) : f32[b,6]
+  %4 = matmul(%x, @up) : f32[b,6]
+  %5 = swiglu(%3, %4) : f32[b,6]
+  %6 = matmul(%5, @down) : f32[b,8]
+  return a=%1, b=%2, c=%6
+}"""
+
 
 def llama(layers=2):
     """A class-conditional decoder of 4 tokens from a vocabulary of 16, with its whole loop."""

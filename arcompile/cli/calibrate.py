@@ -1,4 +1,4 @@
-"""arcompile calibrate: the ranges that passes read: smooth, int8-conv, kv-hack, kv-scale."""
+"""arcompile calibrate: the ranges that passes read: smooth, awq, int8-conv, kv-hack, kv-scale."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def calibrate(
         print_json({"path": str(out), "ranges": len(found), "pictures": pictures})
         return
     print(f"{len(found)} ranges of {pictures} pictures in {out}")
-    print(f'next: arcompile build {checkpoint} --passes "smooth{{ranges=\'{out}\'}}, int8"')
+    print(f'next: arcompile build {checkpoint} --passes "smooth{{ranges=\'{out}\'}}, int8"'
+          " (or awq and int4)")
     if any(k.endswith(HEADS) for k in found):
         print(f'or: arcompile build {checkpoint} --passes "kv-hack{{ratio=0.5,ranges=\'{out}\'}}"'
               " (or kv-scale)")
