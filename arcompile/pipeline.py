@@ -59,6 +59,10 @@ class Pass:
         """
         return self
 
+    def left(self, p: Program) -> Mapping[str, str]:
+        """Weights of the kind it is about that it leaves as they are, and why."""
+        return {}
+
     def __str__(self) -> str:
         given = [(f.name, getattr(self, f.name)) for f in dataclasses.fields(self)]
         default = {f.name: f.default for f in dataclasses.fields(self)}

@@ -24,6 +24,7 @@ from arcompile.weights import Store, Weights, used
 Judge = Callable[[Array, Array], Mapping[str, Any]]  # pictures, their classes -> score
 IMAGES = 2  # that are compared; the judge sees more
 AT_ONCE = 60  # pictures drawn together for the judge
+SHOWN = 6  # names of weights in a line
 LOSSY = ("bound", "quality")  # what a pass keeps when it needs measuring
 
 
@@ -64,6 +65,11 @@ def measure(plain: Program, weights: Weights, passes: Sequence[Pass], facts: Map
         found = report(base, engines, wanted.judge, wanted.pictures)
     for name, line in found.get("passes", {}).items():
         line |= sizes(engines[name])
+    p = plain
+    for each in passes:
+        if str(each) in found.get("passes", {}) and (left := each.left(p)):
+            found["passes"][str(each)]["left"] = dict(left)
+        p = run(p, [each])
     return {**found, "base": {**found.get("base", {}), **sizes(base)}}
 
 
@@ -210,6 +216,19 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     table = [("lossy passes", *(TITLES[k] for k in shown))]
     table += [(name, *(_text(k, line.get(k)) for k in shown)) for name, line in lines.items()]
     return table if "passes" in found else []
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why a pass left matrices as they are."""
+    lines = []
+    for name, line in found.get("passes", {}).items():
+        why: dict[str, list[str]] = {}
+        for weight, reason in line.get("left", {}).items():
+            why.setdefault(reason, []).append(weight.lstrip("@"))
+        for reason, some in why.items():
+            more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
+            lines.append(f"{name} leaves {', '.join(some[:SHOWN])}{more} as it is: {reason}")
+    return lines
 
 
 def _text(key: str, value: Any) -> str:

@@ -118,19 +118,33 @@ class Quantise(Pass):
 
     def choices(self, p: Program) -> Iterator[tuple[str, Form]]:
         """The weights to quantise by name, and their form. Near misses go to the log."""
+        for w, found in self._choices(p):
+            if isinstance(found, Form):
+                yield w.name, found
+            else:
+                debug.log(4, f"miss {self.name} at {w.name}: {found}")
+
+    def left(self, p: Program) -> Mapping[str, str]:
+        """Matrices of products that keep their precision."""
+        mine = {w.name for w, uses in weights_of(p).items() if w.type.dtype == "f32"
+                and w.type.rank == 2 and any(u.node.op == "matmul" for u in uses)}
+        return {w.name: str(found) for w, found in self._choices(p)
+                if w.name in mine and not isinstance(found, Form)}
+
+    def _choices(self, p: Program) -> Iterator[tuple[Value, Form | Miss]]:
         late, heads, how = _late(p), _heads(p), self.forms(p)
         for w, uses in weights_of(p).items():
             try:
-                yield w.name, self._choice(w, uses, late, heads, how)
+                yield w, self._choice(w, uses, late, heads, how)
             except Miss as miss:
-                debug.log(4, f"miss {self.name} at {w.name}: {miss}")
+                yield w, miss
 
     def _choice(self, w: Value, uses: list[Use], late: set[str], heads: set[str],
                 how: How) -> Form:
         if w.type.dtype != "f32" or w.type.rank != 2 or w.type.size() < self.least:
             raise Miss(f"it is {w.type}, not a matrix of {self.least} f32 numbers or more")
         if named(w, self.skip):
-            raise Miss("it is to be skipped")
+            raise Miss("it is to be skipped, or beyond the bound")
         if not self.decoder and all(u.graph.name in late for u in uses):
             raise Miss("it belongs to the image decoder; decoder=True quantises that")
         if not self.head and w.name in heads:

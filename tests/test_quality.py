@@ -51,6 +51,13 @@ def test_rows_for_people():
     assert quality.rows({"not measured": "no condition"}) == []
 
 
+def test_notes_for_people():
+    left = {**{f"@l{i}": "it is to be skipped" for i in range(8)}, "@h": "it is the head"}
+    assert quality.notes({"passes": {"int8": {"left": left}, "int4": {"kl": 0.1}}}) == [
+        "int8 leaves l0, l1, l2, l3, l4, l5 and 2 more as it is: it is to be skipped",
+        "int8 leaves h as it is: it is the head"]
+
+
 @pytest.mark.ort
 def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
     from plain import held
@@ -76,6 +83,9 @@ def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
     found = e.manifest["quality"]
     both = "int8{head=False} + int4{block=32}"
     assert list(found["passes"]) == ["int8{head=False}", "int4{block=32}", both]
+    kept = found["passes"]["int8{head=False}"]["left"]
+    assert any("it is the head" in why for why in kept.values())
+    assert "left" not in found["passes"][both]
     for line in found["passes"].values():
         assert 0 < line["kl"] < 1
         assert 0.5 < line["agreement"] <= 1

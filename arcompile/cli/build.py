@@ -129,9 +129,10 @@ def _print(told: dict[str, Any]) -> None:
 
         print(columns(auto.rows(told["auto"])))
     if told["quality"]:
-        from arcompile.quality import rows
+        from arcompile.quality import notes, rows
 
         print(columns(rows(told["quality"])))
+        print(*notes(told["quality"]), sep="\n", end="\n" if notes(told["quality"]) else "")
     for note in told["notes"]:
         print(f"note: {note}")
     print(f"next: {told['next']}")

@@ -144,9 +144,10 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
 
         print(columns(auto.rows(opened.auto)))
     if opened.quality:
-        from arcompile.quality import rows
+        from arcompile.quality import notes, rows
 
         print(columns(rows(opened.quality)))
+        print(*notes(opened.quality), sep="\n", end="\n" if notes(opened.quality) else "")
     if steps[1:]:
         print(columns(steps))
     return None

@@ -48,7 +48,7 @@ def test_groups(golden):
     [
         ({"head": False}, "@a", "it is the head; head=True quantises that"),
         ({"embeddings": False}, "@codes", "it is an embedding; embeddings=True quantises those"),
-        ({"skip": "x o?d"}, "@odd", "it is to be skipped"),
+        ({"skip": "x o?d"}, "@odd", "it is to be skipped, or beyond the bound"),
         ({"block": 64}, "@odd", "no groups of 16 to 64 divide its 24 rows"),
         ({"least": 500}, "@a", "it is f32[32,8], not a matrix of 500 f32 numbers or more"),
     ],
@@ -103,6 +103,7 @@ def test_beyond_the_bound_stays(capsys):
     assert str(run(p, done)) == str(new)
     assert "@a" in used(new.graphs)
     assert "@b" not in used(new.graphs)
+    assert done[0].left(p) == {"@a": "it is to be skipped, or beyond the bound"}
 
 
 @pytest.mark.parametrize(("passes", "most"), [
