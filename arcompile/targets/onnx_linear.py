@@ -15,7 +15,7 @@ from arcompile.targets.onnx_emit import Emitter, Nodes, lowers
 def linear_int8(e: Emitter, n: Node, args: list[str]) -> str:
     gelu = n.attrs.get("gelu", False)
     given = args if len(args) > 4 else [*args, e.float([1.0]), e.float([0.0])]
-    return str(e.kernel("LinearInt8Gelu" if gelu else "LinearInt8", partial(_linear, gelu=gelu),
+    return str(e.kernel("TiledInt8Gelu" if gelu else "TiledInt8", partial(_linear, gelu=gelu),
                         *given))
 
 

@@ -95,8 +95,8 @@ Declared declared(const char* title, void (*compute)(void*, ort::Context*)) {
   return d;
 }
 
-const std::array OPS = {declared("LinearInt8", linear<false>),
-                        declared("LinearInt8Gelu", linear<true>)};
+const std::array OPS = {declared("TiledInt8", linear<false>),
+                        declared("TiledInt8Gelu", linear<true>)};
 
 }  // namespace
 
