@@ -32,12 +32,14 @@ def literal(v: Any) -> str:
     return repr(v)
 
 
-def show_graph(g: Graph, mark: Node | None = None, why: str = "") -> str:
+def show_graph(g: Graph, mark: Node | None = None, why: str = "", origins: bool = False) -> str:
+    """One node a line. origins: with what each came from (`Node.origin`), which reads back too."""
     params = ", ".join(f"%{v.name}: {v.type}" for v in g.params)
     lines = [f"graph {g.name}({params}) {{"]
     lines += [f"  {w.name} : {w.type}" for w in g.weights]
     for n in g.nodes:
-        lines.append(f"  {show_node(n)}")
+        came = f"  # {' '.join(n.origin.split())}" if origins and n.origin else ""
+        lines.append(f"  {show_node(n)}{came}")
         if n is mark:
             lines.append(f"  ^ {why}")
     results = ", ".join(f"{name}={v}" for name, v in g.results)
@@ -46,7 +48,8 @@ def show_graph(g: Graph, mark: Node | None = None, why: str = "") -> str:
 
 _HEAD = re.compile(r"graph ([\w.-]+)\((.*)\) \{")
 _NODE = re.compile(
-    r"(?P<outs>%[^=]+?) = (?P<op>[\w.]+)\((?P<args>[^)]*)\)(?: \{(?P<attrs>.*)\})? : (?P<types>.+)"
+    r"(?P<outs>%[^=]+?) = (?P<op>[\w.]+)\((?P<args>[^)]*)\)(?: \{(?P<attrs>.*)\})? : "
+    r"(?P<types>[^#]+?)(?:  # (?P<origin>.*))?"
 )
 _WEIGHT = re.compile(r"(@\S+) : (\S+)")
 
@@ -120,7 +123,7 @@ class _Parser:
         if len(names) != len(types):
             raise IRError(f"{len(names)} results but {len(types)} types")
         outs = tuple(self._define(o, t) for o, t in zip(names, types, strict=True))
-        return Node(m["op"], args, outs, parse_attrs(m["attrs"] or ""))
+        return Node(m["op"], args, outs, parse_attrs(m["attrs"] or ""), m["origin"] or "")
 
 
 def parse_attrs(text: str) -> dict[str, Any]:

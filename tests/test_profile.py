@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import engines
@@ -146,9 +147,10 @@ def test_the_command(found, tmp_path, monkeypatch, capsys):
 
 
 def test_torch_targets(tmp_path):
-    """Every call is noted, on the CPU by the clock."""
+    """Every call is noted, on the CPU by the clock, and leads back to code and passes."""
     pytest.importorskip("torch")
-    p = engines.mixed()
+    p = engines.mixed().on_graphs(lambda g: replace(g, nodes=tuple(
+        replace(n, origin=f"net.{g.name}@models/net.py:{i} > qkv") for i, n in enumerate(g.nodes))))
     folder = engines.write(tmp_path / "e", p, engines.none(), target="torch-cpu",
                            info={"classes": 3})
     (folder / "program.arc").write_text(str(p))
@@ -158,6 +160,9 @@ def test_torch_targets(tmp_path):
     assert found.lost == []
     assert {s.op for s in found.spots} >= {"gather", "where", "mul"}
     assert all(s.value != attribute.OWN for s in found.spots)
+    assert all(s.line.startswith("models/net.py:") for s in found.spots)
+    assert {s.module for s in found.spots} >= {"net.move", "net.paint"}
+    assert {s.passes for s in found.spots} == {("qkv",)}
     assert 0 < found.kernels <= sum(s.seconds for s in found.spans)
 
 

@@ -16,7 +16,7 @@ from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Target, target
-from arcompile.text import parse_graph
+from arcompile.text import parse_graph, show_graph
 from arcompile.weights import Store, used
 
 
@@ -76,7 +76,7 @@ class Reference(Target):
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None]) -> None:
         for g in program.graphs:
-            (folder / f"{g.name}.arc").write_text(str(g) + "\n")
+            (folder / f"{g.name}.arc").write_text(show_graph(g, origins=True) + "\n")
         types = {k: v.type for k, v in used(program.graphs).items()}
         safetensors.write(folder / "weights.safetensors", types, store.__getitem__,
                           lambda f: progress("weights", f))

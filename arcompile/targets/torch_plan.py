@@ -21,7 +21,8 @@ assert torch_quant
 
 @dataclass(frozen=True)
 class Step:
-    """One call: run(torch, *arguments, **attrs). free: values that nobody reads later."""
+    """One call: run(torch, *arguments, **attrs). name: of the node it stands for, or of the first
+    that it makes something of, as profiles tell it. free: values that nobody reads later."""
 
     op: str
     run: Callable[..., Any]
@@ -30,6 +31,7 @@ class Step:
     attrs: Mapping[str, Any]
     copies: tuple[int, ...]
     free: tuple[Value, ...]
+    name: str = ""
 
 
 class Plan:
@@ -53,11 +55,16 @@ class Plan:
         self.steps = [
             Step(c.op, c.run or self._op(c.op, kernels), c.args, c.outs, c.attrs,
                  self._copies(c, i, last),
-                 tuple(a for a in {*c.args} if last[a] == i and a not in kept))
+                 tuple(a for a in {*c.args} if last[a] == i and a not in kept), self._name(c))
             for i, c in enumerate(calls)]
         over = {s.args[k].name for s in self.steps for k in CACHES.get(s.op, ())
                 if k not in s.copies}
         self.written = [k for k in self.states if k in over]  # where they lie
+
+    def _name(self, c: torch_kernels.Fused) -> str:
+        made = self.g.producer.get(c.outs[0])
+        origin = made.origin if made else ""
+        return f"{origin or '(top)'}/{c.op}:{c.outs[0].name}#0"
 
     def _constant(self, n: Node) -> bool:
         if n.op != "const":
@@ -107,7 +114,7 @@ class Plan:
             before = self.notes.mark() if self.notes else None
             out = s.run(self.t, *args, **concrete(s.attrs, sizes))
             if self.notes:
-                self.notes.add(self.g.name, f"(top)/{s.op}:{s.outs[0].name}#0", s.op, before)
+                self.notes.add(self.g.name, s.name, s.op, before)
             env.update(zip(s.outs, out if isinstance(out, tuple | list) else (out,), strict=True))
             for a in s.free:
                 del env[a]

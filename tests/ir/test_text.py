@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from arcompile.errors import IRError
 from arcompile.ir import Builder, verify
-from arcompile.text import literal, parse_attrs, parse_graph, split
+from arcompile.text import literal, parse_attrs, parse_graph, show_graph, split
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 GRAPHS = [(p, m[0]) for p in sorted(GOLDEN.rglob("*.txt"))
@@ -37,6 +38,18 @@ def test_round_trip():
     g = parse_graph(MLP)
     verify(g)
     assert str(g) == MLP
+
+
+def test_origins_are_shown_when_asked_for_and_read_back():
+    g = parse_graph(MLP)
+    came = ("block.fc@models/parts.py:7 > swiglu", "", "a # b = c : d\nand more")
+    each = (*came, "", "", "", "")
+    nodes = tuple(replace(n, origin=o) for n, o in zip(g.nodes, each, strict=True))
+    text = show_graph(replace(g, nodes=nodes), origins=True)
+    again = parse_graph(text)
+    assert [n.origin for n in again.nodes][:3] == [came[0], "", "a # b = c : d and more"]
+    assert str(again) == MLP
+    assert show_graph(again, origins=True) == text
 
 
 @pytest.mark.parametrize("text", [t for _, t in GRAPHS], ids=[p.stem for p, _ in GRAPHS])
