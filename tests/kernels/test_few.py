@@ -32,7 +32,7 @@ def pointer(kind):
 
 
 F32, I32, I8, U8 = map(pointer, (ctypes.c_float, ctypes.c_int32, ctypes.c_int8, ctypes.c_uint8))
-BLOCK, QUAD = 64, 4  # of kernels/csrc/cpu/rows.h
+BLOCK, QUAD = 32, 4  # of kernels/csrc/cpu/rows.h
 
 
 class Loops(ctypes.Structure):

@@ -146,13 +146,13 @@ std::vector<int64_t> product_shape(const Tensor& x, int64_t n) {
   return shape;
 }
 
-// Blocks [from,to) of a matrix in a few parts for each core, so that nobody waits long for a core that
-// has other work to do.
+// Blocks [from,to) of a matrix, one by one: each core begins with its own stretch of memory, and who
+// is done first helps the others.
 template <class F>
 void share(ort::Context* c, const Packed& w, F work) {
   const int64_t all = blocks(w.n);
-  const int64_t parts = w.k * w.n < WORTH ? 1 : std::min(all, 4 * cores());
-  each(c, parts, [&](int64_t i) { work(i * all / parts, (i + 1) * all / parts); });
+  if (w.k * w.n < WORTH) return work(0, all);
+  each(c, all, [&](int64_t i) { work(i, i + 1); });
 }
 
 const Packed& kept(void* kernel, size_t i) { return static_cast<Kept*>(kernel)->weights[i]; }

@@ -20,7 +20,7 @@ typedef int8_t I8 __attribute__((vector_size(16)));
 
 // What the registers hold of sums: so many rows by so many vectors of columns.
 #if defined(__AVX512F__)
-constexpr int ROWS_AT_ONCE = 6, VECTORS = 4;
+constexpr int ROWS_AT_ONCE = 8, VECTORS = 2;
 #elif defined(__AVX2__)
 constexpr int ROWS_AT_ONCE = 2, VECTORS = 2;
 #else

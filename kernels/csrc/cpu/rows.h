@@ -8,7 +8,7 @@
 
 namespace arc {
 
-constexpr int64_t BLOCK = 64, QUAD = 4;
+constexpr int64_t BLOCK = 32, QUAD = 4;
 
 inline int64_t blocks(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
 inline int64_t quads(int64_t k) { return (k + QUAD - 1) / QUAD; }
