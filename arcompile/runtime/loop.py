@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,7 +15,7 @@ from arcompile import dims
 from arcompile.errors import MACHINE, ArcError, quoted
 from arcompile.ir import Type, bind
 from arcompile.ops.tensor import NUMPY
-from arcompile.program import Call, Program, Step
+from arcompile.program import Call, Draw, Program, Step
 from arcompile.runtime import rng
 from arcompile.runtime.preview import filled, partial
 from arcompile.runtime.window import Window
@@ -121,6 +122,7 @@ class Loop:
         self.keep_logits = False
         self.again = _again(program)
         self.rounds: list[Array] = []
+        self.ahead: dict[tuple[int, int], Array] = {}  # noise by draw and step
         self.drew = False  # tokens; a program may draw continuous latents instead
         self.of_rows = {k for k, t in program.state if t.shape[:1] == ("r",)}
 
@@ -195,7 +197,7 @@ class Loop:
                 yield from window.run(step, done)
             else:
                 self.env["scale"] = self.scales[done]
-                self._step(step, self.again[i])
+                self._step(i)
             self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
             done += _span(step)
             if later[i + 1] and later[i + 1] != later[i]:
@@ -216,21 +218,41 @@ class Loop:
                         past=self.past)
         self.sizes["r"] = b
 
-    def _step(self, step: Step, again: int) -> None:
+    def _step(self, i: int) -> None:
+        step = self.p.steps[i]
         where = np.array(step.commit, np.int64)
-        self._draw("step", where, again)
-        self._draw("place", where)
+        for index, d in enumerate(self.p.draws):
+            if d.when in ("step", "place") and d.name in self.q.given:
+                self.env[d.name] = self._given(d.name, d.when, where)
+            elif d.when in ("step", "place"):
+                self.env[d.name] = self._noise(index, d, i)
         for call in step.calls:
             self._call(call, where)
 
-    def _draw(self, when: str, where: Array, turn: int = 0) -> None:
+    def _noise(self, index: int, d: Draw, i: int) -> Array:
+        """Noise of step i. That of the next steps is made too: many small arrays cost most."""
+        if (index, i) not in self.ahead:
+            turn = self.again[i] if d.when == "step" else 0
+            most = max(1, AHEAD // max(1, self.q.images * d.width * len(self.p.steps[i].commit)))
+            same = list(takewhile(lambda j: self._alike(d, i, j), range(i, len(self.again))))[:most]
+            where = np.array([self.p.steps[j].commit for j in same], np.int64)
+            made = rng.draw(d, index, self.q.seeds, self.q.copies, where.ravel(), turn)
+            parts = made.reshape(len(made), *where.shape, *made.shape[2:]).swapaxes(0, 1)
+            self.ahead.update({(index, j): x.copy() for j, x in zip(same, parts, strict=True)})
+        return self.ahead.pop((index, i))
+
+    def _alike(self, d: Draw, i: int, j: int) -> bool:
+        """Whether the noise of steps i and j can be made at once."""
+        one, other = self.p.steps[i], self.p.steps[j]
+        return i == j or (d.kind != "order" and not other.window and self.again[i] == self.again[j]
+                          and len(one.commit) == len(other.commit))
+
+    def _draw(self, when: str, where: Array) -> None:
         for index, d in enumerate(self.p.draws):
-            if d.when != when:
-                continue
-            if d.name in self.q.given:
-                self.env[d.name] = self._given(d.name, when, where)
-            else:
-                self.env[d.name] = rng.draw(d, index, self.q.seeds, self.q.copies, where, turn)
+            if d.when == when:
+                self.env[d.name] = (
+                    self._given(d.name, when, where) if d.name in self.q.given else
+                    rng.draw(d, index, self.q.seeds, self.q.copies, where))
 
     def _turns(self, count: int, where: Array) -> Iterator[Env]:
         """The draws of each turn of a loop. Many turns at a time: few small arrays cost most."""

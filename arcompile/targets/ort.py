@@ -63,6 +63,8 @@ class Session:
                  options: Mapping[str, str] | None = None, then: Sequence[Any] = ()):
         ort = runtime()
         self.how = ort.RunOptions()
+        # onnxruntime's run_with_iobinding asks for this, and an answer costs less than an exception
+        self.how.add_run_config_entry("gpu_graph_id", "0")
         if once and provider == CPU:
             self.how.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         how = ort.SessionOptions()
@@ -133,6 +135,8 @@ class Bound:
         self.host: dict[str, tuple[Array, Any]] = {}  # buffers for numpy inputs
         self.out: dict[str, Any] = {}
         self.sizes: dict[str, int] = {}
+        # results that bear an input's name and type: written where the input is
+        self.state = [n for n, t in session.results.items() if session.inputs.get(n) == t]
 
     def run(self, env: Env) -> Env:
         """Raises ArcError, whatever ONNX Runtime raises."""
@@ -146,21 +150,20 @@ class Bound:
                            hint="the inputs, or the engine, are not what they should be") from e
 
     def _run(self, env: Env) -> Env:
-        sizes = self._bind_inputs(env)
-        if sizes != self.sizes or not self.out:
-            self._bind_outputs(sizes)
-        for name in self.state():
+        if self._bind_inputs(env) or not self.out:
+            sizes = bind(self.s.symbolic, {k: self._shape(k, env[k]) for k, _ in self.s.symbolic})
+            if sizes != self.sizes or not self.out:
+                self._bind_outputs(sizes)
+        for name in self.state:
             if self.out[name] is not self.last[name]:
                 self.out[name] = self.last[name]
                 self.io.bind_ortvalue_output(f"out.{name}", self.last[name])
         self.s.model.run_with_iobinding(self.io, self.how)
         return dict(self.out)
 
-    def state(self) -> list[str]:
-        """Results that bear an input's name and type: written where the input is."""
-        return [n for n, t in self.s.results.items() if self.s.inputs.get(n) == t]
-
-    def _bind_inputs(self, env: Env) -> dict[str, int]:
+    def _bind_inputs(self, env: Env) -> bool:
+        """Whether any was bound anew, so that sizes may have changed."""
+        anew = False
         for name in self.s.inputs:
             value = env[name]
             if isinstance(value, np.ndarray):
@@ -168,8 +171,8 @@ class Bound:
             if self.last.get(name) is not value:
                 self.io.bind_ortvalue_input(name, value)
                 self.last[name] = value
-        shapes = {k: self._shape(k, env[k]) for k, _ in self.s.symbolic}
-        return bind(self.s.symbolic, shapes)
+                anew = True
+        return anew
 
     def _shape(self, name: str, value: Any) -> Any:
         return value.shape if isinstance(value, np.ndarray) else value.shape()
@@ -189,7 +192,7 @@ class Bound:
         return made
 
     def _bind_outputs(self, sizes: dict[str, int]) -> None:
-        ort, state = runtime(), set(self.state())
+        ort, state = runtime(), set(self.state)
         for name, t in self.s.results.items():
             if name in state:
                 self.out[name] = None
