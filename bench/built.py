@@ -65,7 +65,7 @@ def build(suite: Suite, folder: Path) -> None:
     passes = parse_pipeline(TARGETS[suite.target].passes) + parse_pipeline(suite.passes)
     passes += narrowing(suite.dtype)
     with bundle.replacing(folder) as made:
-        model = family.model(source(suite), {})
+        model = family.model(source(suite), suite.options)
         write(made, suite.family, model, suite.target, suite.dtype, passes, key(suite))
 
 

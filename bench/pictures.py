@@ -4,10 +4,12 @@ SSIM and detail of an image tokenizer; FID and IS by formula on features that th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from arcompile.bench import suites
 from arcompile.bench.spread import figure
 from arcompile.errors import ArcError
 from arcompile.models.demo import drawings, judge
@@ -119,24 +121,36 @@ def demo(e: Engine, pictures: int = 180) -> dict[str, Any]:
 def tokenizer(e: Engine, pixels: Array) -> dict[str, Any]:
     """Scores of an engine's encoder and decoder on f32 [b,3,h,w] in [-1,1], after VTBench
     (https://arxiv.org/abs/2505.13439): what of a picture survives becoming tokens."""
-    from arcompile.runtime.loop import Loop
-    from arcompile.runtime.request import make
-
-    tokens, back = e.encode(pixels), []
-    for one in tokens:
-        q = make(e, 0, 0, 1, 1.0, None, 0.0, 0, 1.0, {})
-        loop = Loop(e.program, e.models.runner(), q, e.manifest["vocabulary"])
-        loop.env["tokens"], loop.tokens = one[None], one[None]
-        for name, t in e.program.state:
-            loop.env[name] = loop.runner.state(name, t, loop.sizes)
-        for call in e.program.finish:
-            loop._call(call, None)
-        back.append(loop.runner.numpy(loop.env["pixels"]))
-    y = np.concatenate(back)
+    tokens = e.encode(pixels)
+    y = redrawn(e, tokens)
     used = len(np.unique(tokens))
     return {"pictures": len(pixels), "psnr": figure(psnr(pixels, y)),
             "ssim": figure(ssim(pixels, y)), "detail": figure(detail(pixels, y)),
             "codes_used": used}
+
+
+def redrawn(e: Engine, tokens: Array) -> Array:
+    """Pixels f32 [b,3,h,w] of given tokens i64 [b,N].
+
+    By the decoder alone where it reads nothing else; else by the loop with these tokens forced, as
+    with next-scale models, whose decoder reads what their steps add up.
+    """
+    from arcompile.runtime.loop import Loop
+    from arcompile.runtime.request import make
+
+    p, back = e.program, []
+    for one in tokens:
+        q = make(e, suites.condition(e.manifest["info"], 1), 0, 1, 1.0, None, 0.0, 0, 1.0, {})
+        loop = Loop(p, e.models.runner(), replace(q, forced=one[None]), e.manifest["vocabulary"])
+        read = {name for c in p.finish for name in loop.runner.inputs(c.graph)}
+        if read & {name for name, _ in p.state}:
+            loop.run()
+        else:
+            loop.env["tokens"], loop.tokens = one[None], one[None]
+            for call in p.finish:
+                loop._call(call, None)
+        back.append(loop.runner.numpy(loop.env["pixels"]))
+    return np.concatenate(back)
 
 
 def of_drawings(count: int, seed: int = 3) -> Array:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arcompile.bench.charts import charts
 from arcompile.bench.history import newest
-from arcompile.bench.plots import EAGER, ENGINE, FLOOR, _bars, _steps
+from arcompile.bench.plots import EAGER, ENGINE, _bars, _steps
 
 Row = Mapping[str, Any]
 STYLE = ("body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
@@ -20,11 +22,18 @@ STYLE = ("body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0
 
 def write(rows: Sequence[Row], path: Path, title: str = "arcompile bench") -> Path:
     """The newest row of each suite, as one page."""
-    parts = [section(r) for _, r in sorted(newest(rows).items())]
+    last = newest(rows)
+    parts = [*overall([*last.values()]), *(section(r) for _, r in sorted(last.items()))]
     path.write_text(f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}"
                     f"</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
                     f"{''.join(parts)}</html>\n")
     return path
+
+
+def overall(rows: Sequence[Row]) -> list[str]:
+    """Pictures over all suites: none without matplotlib."""
+    return [f"<h2>{html.escape(title)}</h2>{_image(_png(paint))}"
+            for title, paint in charts(rows)] if _drawable() else []
 
 
 def section(row: Row) -> str:
@@ -86,19 +95,24 @@ def _table(lines: Sequence[tuple[str, str]]) -> str:
 
 def plots(row: Row) -> list[bytes]:
     """PNG pictures; none without matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if not _drawable():
         return []
     painters = [p for key, p in (("series", _steps), ("sampled", _bars), ("sides", _sides),
-                                 ("run_memory", _memory), ("scenarios", _batches)) if key in row]
-    made = []
-    for paint in painters:
-        picture, held = Figure(figsize=(7, 4), dpi=100, layout="constrained"), io.BytesIO()
-        paint(picture.subplots(), row)
-        picture.savefig(held, format="png")
-        made.append(held.getvalue())
-    return made
+                                 ("scenarios", _batches)) if key in row]
+    return [_png(lambda ax, p=paint: p(ax, row)) for paint in painters]  # type: ignore[misc]
+
+
+def _drawable() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def _png(paint: Callable[[Any], None]) -> bytes:
+    from matplotlib.figure import Figure
+
+    picture, held = Figure(figsize=(7, 4), dpi=100, layout="constrained"), io.BytesIO()
+    paint(picture.subplots())
+    picture.savefig(held, format="png")
+    return held.getvalue()
 
 
 def _image(png: bytes) -> str:
@@ -116,19 +130,6 @@ def _sides(ax: Any, row: Row) -> None:
     bars = ax.barh(names, x, xerr=reach, color=colours, capsize=3)
     ax.bar_label(bars, fmt="%.3g", padding=8)
     ax.set(xlabel="ms a step (median, p10 to p90)", title=row["suite"])
-
-
-def _memory(ax: Any, row: Row) -> None:
-    """What is resident, and what of it are weights and caches."""
-    b, peak = row["bytes"], row["run_memory"]["peak"]
-    parts = [("weights", b["run_weights"], ENGINE), ("caches", b["state"], EAGER),
-             ("the rest", max(0, peak - b["run_weights"] - b["state"]), FLOOR)]
-    at = 0.0
-    for name, size, colour in parts:
-        ax.barh(["peak"], [size / 1e6], left=at, color=colour, label=name)
-        at += size / 1e6
-    ax.set(xlabel="MB", title=f"{row['suite']}: memory of a run")
-    ax.legend()
 
 
 def _batches(ax: Any, row: Row) -> None:

@@ -16,7 +16,9 @@ from arcompile.bench import built, fresh, machine, suites
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
+from arcompile.cost import program_cost
 from arcompile.errors import MACHINE, ArcError
+from arcompile.program_text import parse_program
 from arcompile.runtime.engine import Engine, load
 from arcompile.runtime.loop import Progress
 
@@ -107,7 +109,7 @@ class _Bench:
         self.eager = self._eager()
 
     def _eager(self) -> Any:
-        if self.suite.engine:
+        if self.suite.engine or self.suite.options or self.suite.alone:
             return None
         from arcompile.bench import eager
 
@@ -282,7 +284,7 @@ class _Bench:
 
     def quality(self) -> dict[str, Any]:
         """Of the shipped demos: what their judge says, and what their tokenizer keeps."""
-        if self.suite.checkpoint != "demo":
+        if not self.suite.checkpoint:
             return {}
         from arcompile.bench import pictures
 
@@ -293,8 +295,14 @@ class _Bench:
     # --- memory, build, load ---
 
     def sizes(self) -> dict[str, int]:
-        r = self.reads
-        return {"step_weights": r.step, "run_weights": r.held, "file": r.file, "state": r.state}
+        """Bytes that are read and held, and what the cost model counts for the mean step."""
+        r, s = self.reads, self.suite
+        found = {"step_weights": r.step, "run_weights": r.held, "file": r.file, "state": r.state}
+        whole = parse_program((self.engine.folder / "program.arc").read_text())
+        every = program_cost(whole, s.batch, s.guidance != 1).steps
+        steps = [x.cost for x in every if x.name not in ("prompt", "finish")]
+        return {**found, "step_flops": sum(c.flops for c in steps) // len(steps),
+                "step_bytes": sum(c.bytes for c in steps) // len(steps)}
 
     def fresh(self, build: Mapping[str, Any]) -> dict[str, Any]:
         """What only fresh processes tell."""

@@ -38,11 +38,15 @@ class Suite:
     block: int = 8
     limits: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 VERTICAL = {"step_vs_floor": 1.10, "eager_vs_step": 1.8, "image_vs_parts": 1.05,
             "run_rss_vs_weights_kv": 1.3, "build_s": 60.0, "build_rss_vs_weights": 3.5,
             "first_step_beyond_read_s": 1.0, "import_s": 0.3}
+
+SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24)  # FlexVAR's, up to 384 px
 
 SUITES = {s.name: s for s in (
     Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
@@ -71,6 +75,15 @@ SUITES = {s.name: s for s in (
     Suite("janus-Pro-1B", "janus", "Pro-1B", guidance=5.0, top_k=0, block=8,
           limits={"step_vs_floor": 1.15, "build_s": 240.0}),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),
+    *(Suite(f"demo-{k}", "llamagen", checkpoint="demo", top_k=0, passes=v, alone=True)
+      for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
+                   ("gsd", "gsd{window=16}"))),
+    *(Suite(f"llamagen-B-grid{n}", "llamagen", "B", options={"grid": n}) for n in (8, 16, 24)),
+    *(Suite(f"flexvar-d16-grid{n}", "flexvar", "d16", guidance=2.5, top_k=900,
+            options={"patch_nums": ",".join(map(str, (*SIDES[: SIDES.index(n)], n)))})
+      for n in (8, 16, 24)),
+    *(Suite(f"infinity-layer12-{n}", "infinity", "layer12", guidance=3.0, top_k=900,
+            options={"pn": n}) for n in ("0.06M", "0.25M", "0.60M")),
 )}
 
 
@@ -90,7 +103,8 @@ def find(what: str) -> Suite:
 
 
 def describe(s: Suite) -> dict[str, Any]:
-    return {**asdict(s), "limits": dict(s.limits), "facts": dict(s.facts)}
+    return {**asdict(s), "limits": dict(s.limits), "facts": dict(s.facts),
+            "options": dict(s.options)}
 
 
 def source(s: Suite) -> Source:

@@ -119,7 +119,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 def bench(
     what: Annotated[str, typer.Argument(metavar="WHAT",
-        help="A suite, an engine folder, or list, peers, report, markdown.")] = "list",
+        help="A suite, an engine folder, or list, peers, sweeps, report, markdown.")] = "list",
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions, small sizes.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
                                              help="Where to keep the results.")] = None,
@@ -131,6 +131,12 @@ def bench(
         "earlier results: a .jsonl file, or those of a git revision.")] = None,
     scenarios: Annotated[bool, typer.Option("--scenarios", help="Also one picture at a time, as "
                                             "many as possible, and arrivals.")] = False,
+    reference: Annotated[Path | None, typer.Option("--reference", metavar="DIR", help="Score the "
+        "pictures against those of a folder, instead of timing.")] = None,
+    inception: Annotated[Path | None, typer.Option("--inception", metavar="FILE", help="Inception "
+        "as TorchScript or ONNX: FID and IS by the standard formulas.")] = None,
+    pictures: Annotated[int, typer.Option("--pictures", metavar="N", help="How many to draw for "
+        "--reference; 0: as many as it holds.")] = 0,
     as_json: Json = False,
 ) -> int:
     """Measure this machine."""
@@ -139,4 +145,5 @@ def bench(
     if not hasattr(suites, "run"):
         raise ArcError("this arcompile has no benchmarks", hint="upgrade arcompile")
     return int(suites.run(what, quick=quick, as_json=as_json, out=out, peers=peers, against=against,
-                          since=since, scenarios=scenarios))
+                          since=since, scenarios=scenarios, reference=reference,
+                          inception=inception, pictures=pictures))
