@@ -67,6 +67,7 @@ def build(
     after the target's own, as text such as "int8, kv-hack{ratio=0.5}" or as objects. options:
     what tensors cannot show. out: the folder (default: one in the cache, by content). memory: bytes
     that drawing `batch` guided images may take; passes that save memory are added until they do.
+    Target tensorrt makes plans for up to so many images, and for four at least.
     report: measure what lossy passes cost in quality, of a demo also by its judge over so many
     `pictures`. The same inputs again are a cache hit. progress is told the stages and how much of
     each is done; a stage "note: ..." is something to know. Raises ArcError; writes the whole engine
@@ -117,7 +118,8 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     source = source.plus({k: v for p in pipeline for k, v in p.brings().load.items()})
     made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)
-    TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress)
+    TARGETS[target].lower(made.program, Store(source, made.program.fold), folder, progress,
+                          wanted.batch)
     ran = [*map(str, (*parse_pipeline(model.passes), *made.passes))]
     facts |= {"passes": ran, "contract": contract(made.passes)}
     if told:
@@ -181,6 +183,7 @@ def _key(checkpoint: Path, decoder: Path | None, family: str | None, target: str
              target, dtype, *map(str, pipeline), *(x for p in pipeline for x in p.reads()),
              *(() if wanted.memory is None else (
                  f"memory {wanted.memory} {wanted.batch}",)),
+             *((f"batch {wanted.batch}",) if TARGETS[target].sized else ()),
              json.dumps({k: _content(k, v) for k, v in options.items()}, sort_keys=True,
                         default=str)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

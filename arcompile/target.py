@@ -36,7 +36,7 @@ class Target:
     """Subclass, decorate with @target("name"), and implement `lower` and `open`.
 
     passes: the default pipeline, in order, visible here and nowhere else. dtypes: what it takes.
-    memory: how it uses memory, for plans.
+    memory: how it uses memory, for plans. sized: its engines are made for so many images at once.
     """
 
     name: ClassVar[str] = ""
@@ -44,10 +44,12 @@ class Target:
     dtypes: ClassVar[tuple[str, ...]] = ("f32",)
     needs: ClassVar[tuple[str, ...]] = ()  # packages, for `doctor`
     memory: ClassVar[Memory] = Memory()
+    sized: ClassVar[bool] = False
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
-        """Write the program's graphs and weights into `folder`. Raises ArcError."""
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
+        """Write the program's graphs and weights into `folder`, of a target that is `sized` for up
+        to `batch` images at once. Raises ArcError."""
         raise NotImplementedError
 
     def open(self, program: Program, folder: Path, threads: int) -> Any:

@@ -54,7 +54,7 @@ def test_every_family_builds(family, tmp_path):
             continue  # image tokenizers are shared
         path = tmp_path / f"{g.name}.onnx"
         path.write_bytes(emit(g, spans, values=held, table=onnx_standard.table()))
-        built = trt_build.build(path, g, shapes[g.name], trt)
+        built = trt_build.build(path, g, [shapes[g.name]], trt)
         assert not built.reasons, (g.name, built.reasons)
         assert len(built.plan) > 1000
         planned += 1
@@ -87,7 +87,7 @@ def test_what_the_builder_refuses_is_told(tmp_path):
            "  return y=%0\n}".replace("%0 = topk", "%0, %1 = topk"))
     path = tmp_path / "g.onnx"
     path.write_bytes(b"not a model")
-    built = trt_build.build(path, p.graphs[0], {}, trt)
+    built = trt_build.build(path, p.graphs[0], [{}], trt)
     assert built.plan == b""
     assert built.reasons
     with pytest.raises(ArcError, match="builds for no SM99"):
@@ -158,16 +158,29 @@ class Rehearsed:
         self.memory, self.session = memory, session
         self.names = [i.name for i in (*session.get_inputs(), *session.get_outputs())]
         self.num_io_tensors, self.shapes, self.at = len(self.names), {}, {}
+        self.profile = 0
+
+    num_optimization_profiles = 2  # up to four images, and five or six
 
     def get_tensor_name(self, i):
         return self.names[i]
+
+    def get_tensor_profile_shape(self, name, profile):
+        i = next(i for i in self.session.get_inputs() if i.name == name)
+        least, most = ((1, 8), (5, 12))[profile]
+        return [[n if isinstance(n, int) else side if axis == 0 else min(side, 1)
+                 for axis, n in enumerate(i.shape)] for side in (least, most, most)]
+
+    def set_optimization_profile_async(self, profile, stream):
+        assert stream == Memory.stream
+        self.profile = profile
 
     def create_execution_context(self):
         return Rehearsed(self.memory, self.session)
 
     def set_input_shape(self, name, shape):
         self.shapes[name] = tuple(shape)
-        return len(shape) == 0 or shape[0] <= 8  # what the plan was built for
+        return len(shape) == 0 or shape[0] <= (8, 12)[self.profile]
 
     def set_tensor_address(self, name, at):
         self.at[name] = at
@@ -259,8 +272,64 @@ def test_caches_stay_where_they_are_and_all_is_freed(rehearsal):
 @pytest.mark.ort
 def test_too_many_images_are_refused(rehearsal):
     with pytest.raises(ArcError, match=r"the plan of \w+ takes no") as e:
-        load(rehearsal.folder, check=False).generate([1] * 5, guidance=2.0)
-    assert e.value.hint == "draw fewer images at once"
+        load(rehearsal.folder, check=False).generate([1] * 7, guidance=2.0)
+    assert e.value.hint == "draw fewer images at once, or build with --batch N for more"
+
+
+@pytest.mark.ort
+def test_more_images_take_another_profile(rehearsal):
+    a, b = load(rehearsal.folder, check=False), load(rehearsal.plain)
+    for how in ({"guidance": 2.0}, {"guidance": [2.0, 1.0] * 3}):
+        x, y = (e.generate([1, 2] * 3, seed=5, **how).tokens for e in (a, b))
+        assert np.array_equal(x, y)
+
+
+def test_profiles_of_a_larger_batch():
+    """Tuned for as many as there may be; graphs that draw image by image need one profile."""
+    found = trt_build.profiles(llama(), 4, 16)
+    few, many = (x["x"] for x in found["step"])
+    assert (few.least, few.usual, few.most) == ((1, 1, 8), (2, 1, 8), (8, 1, 8))
+    assert (many.least, many.usual, many.most) == ((5, 1, 8), (32, 1, 8), (32, 1, 8))
+    assert len(found["decode"]) == 1
+    assert all(len(each) == 1 for each in trt_build.profiles(llama(), 4, 4).values())
+
+
+@pytest.mark.ort
+def test_a_plan_of_two_profiles(tmp_path):
+    trt, p = rtx(), run(bare(), parse_pipeline(PASSES))
+    types, store = {k: v.type for k, v in used(p.graphs).items()}, Store(weights(llama()), p.fold)
+    safetensors.write(tmp_path / WEIGHTS, types, store.__getitem__)
+    path = tmp_path / "step.onnx"
+    path.write_bytes(emit(p.graph("step"), safetensors.layout(types)[1],
+                          values={k: store[k] for k in few_integers(types)},
+                          table=onnx_standard.table()))
+    shapes = trt_build.profiles(p, 4, 9)["step"]
+    assert len(shapes) == 2
+    built = trt_build.build(path, p.graph("step"), shapes, trt, timings=tmp_path / "t")
+    assert built.reasons == []
+    assert not (tmp_path / "t").exists()  # TensorRT for RTX times nothing when it builds
+
+
+def test_timings_are_kept_and_refused_ones_forgotten(tmp_path):
+    """By a TensorRT of ours, which takes the timings that begin with its name."""
+    held = tmp_path / "a" / "t"
+    taken = []
+
+    class Config:
+        def create_timing_cache(self, data):
+            return data
+
+        def set_timing_cache(self, data, ignore):
+            taken.append(data)
+            return data == b"" or data.startswith(b"mine")
+
+    for found, begins in ((None, [b""]), (b"mine 1", [b"mine 1"]), (b"other", [b"other", b""])):
+        if found is not None:
+            trt_build.keep(held, found)
+        taken.clear()
+        trt_build._remember(Config(), held)
+        assert taken == begins
+    assert held.read_bytes() == b"other"
 
 
 def test_bf16_buffers_widen():

@@ -34,7 +34,7 @@ def build(
     memory: Annotated[str | None, typer.Option("--memory", metavar="SIZE", help="What a run may "
         "take, such as 4GiB: the build adds passes until it does.")] = None,
     batch: Annotated[int, typer.Option("--batch", metavar="N", help="Guided images of a run, for "
-                                       "--plan and --memory.")] = 1,
+                                       "--plan, --memory and the plans of TensorRT.")] = 1,
     report: Annotated[bool, typer.Option("--report/--no-report", help="Measure what lossy passes "
                                          "cost in quality.")] = True,
     pictures: Annotated[int, typer.Option("--pictures", metavar="N", help="How many the demos' "

@@ -36,7 +36,7 @@ class OnnxLoop(Target):
     needs = ("onnxruntime", "onnx")
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
         (folder / FILE).write_bytes(model(program, store))
         progress("graphs", 1.0)
 

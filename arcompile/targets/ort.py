@@ -319,7 +319,7 @@ class OrtCpu(Target):
     kernels = True  # our own, where they are built
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
         from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
         from arcompile.targets.onnx_few import turned
 

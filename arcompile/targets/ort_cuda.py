@@ -196,11 +196,11 @@ class OrtCuda(OrtCpu):
               "fuse-sampling, dead-code")
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
         for op in sorted({n.op for g in program.graphs for n in g.nodes} & CPU_ONLY):
             raise ArcError(f"ONNX Runtime has no CUDA kernel for {op}",
                            hint="products by groups of weights run there: int8{block=128}, int4")
-        super().lower(program, store, folder, progress)
+        super().lower(program, store, folder, progress, batch)
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         with contextlib.suppress(AttributeError):

@@ -74,7 +74,7 @@ class Reference(Target):
     passes = ""
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
         for g in program.graphs:
             (folder / f"{g.name}.arc").write_text(show_graph(g, origins=True) + "\n")
         types = {k: v.type for k, v in used(program.graphs).items()}

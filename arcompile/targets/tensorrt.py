@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +31,7 @@ from arcompile.targets.onnx_standard import SIGN
 from arcompile.weights import Store, used
 
 FACTS = "tensorrt.json"
-IMAGES = 4  # at once, at most: the largest shapes of the plans
+FEW = 4  # images at once that every plan takes, and is tuned for one of; --batch asks for more
 SORTS = "it sorts a vocabulary, and TensorRT sorts 3840 numbers at most"
 NOT = {**dict.fromkeys(("filter_logits", "draw", "law", "verify", "topk"), SORTS),
        **dict.fromkeys(("quantize_rows", "matmul_int8", "conv2d_int8"),
@@ -64,9 +62,10 @@ class TensorRT(Target):
     dtypes: ClassVar[tuple[str, ...]] = ("f16", "bf16")
     needs = ("tensorrt or tensorrt-rtx", "onnx", "onnxruntime")
     memory = Memory(arenas=False, in_place=True)
+    sized = True
 
     def lower(self, program: Program, store: Store, folder: Path,
-              progress: Callable[[str, float], None]) -> None:
+              progress: Callable[[str, float], None], batch: int = 1) -> None:
         trt = trt_build.module()
         capabilities = trt_build.capabilities(trt)
         types = ort._aligned({k: v.type for k, v in used(program.graphs).items()})
@@ -75,14 +74,14 @@ class TensorRT(Target):
                           if k in offset else store[k], lambda f: progress("weights", f))
         _, spans = safetensors.layout(types)
         held = {k: store[k] for k in few_integers(types)}
-        shapes, table = trt_build.ranges(program, IMAGES), onnx_standard.table()
+        shapes, table = trt_build.profiles(program, FEW, batch), onnx_standard.table()
         told: dict[str, Any] = {}
         for i, g in enumerate(program.graphs):
             path = folder / f"{g.name}.onnx"
             path.write_bytes(emit(g, spans, values=held, table=table))
             told[g.name] = _plan(path, g, shapes[g.name], trt, capabilities)
             progress("plans", (i + 1) / len(program.graphs))
-        facts = {**trt_build.facts(trt), "capabilities": capabilities, "images": IMAGES,
+        facts = {**trt_build.facts(trt), "capabilities": capabilities, "images": max(FEW, batch),
                  "graphs": told}
         (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
 
@@ -121,7 +120,7 @@ def preflight(facts: Mapping[str, Any], device: cuda.Device) -> Any:
     return trt
 
 
-def _plan(path: Path, g: Graph, shapes: Mapping[str, trt_build.Range], trt: Any,
+def _plan(path: Path, g: Graph, shapes: list[dict[str, trt_build.Range]], trt: Any,
           capabilities: list[str]) -> dict[str, Any]:
     """Build the plan beside an ONNX file, or take it from the cache: what to write of it."""
     if why := reasons(g):
@@ -129,26 +128,24 @@ def _plan(path: Path, g: Graph, shapes: Mapping[str, trt_build.Range], trt: Any,
     plan = path.with_suffix(".plan")
     kept = cache() / "plans" / f"{_key(path, shapes, trt, capabilities)}.plan"
     if not kept.is_file():
-        built = trt_build.build(path, g, shapes, trt, capabilities)
+        timings = cache() / "plans" / f"{_digest(trt, capabilities)[:24]}.timings"
+        built = trt_build.build(path, g, shapes, trt, capabilities, timings)
         if built.reasons:
             return {"reasons": built.reasons}
-        _keep(kept, built.plan)
+        trt_build.keep(kept, built.plan)
     shutil.copyfile(kept, plan)
     return {"plan": plan.name}
 
 
-def _keep(path: Path, plan: bytes) -> None:
-    """Write a file that is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
-        f.write(plan)
-    os.replace(f.name, path)
-
-
-def _key(path: Path, shapes: Mapping[str, trt_build.Range], trt: Any, capabilities: list[str]
+def _key(path: Path, shapes: list[dict[str, trt_build.Range]], trt: Any, capabilities: list[str]
          ) -> str:
     """Of the model, the weights, the shapes, the TensorRT and the GPUs."""
     parts = [path.read_bytes(), bundle.sha256(path.parent / WEIGHTS).encode(),
-             str(sorted(shapes.items())).encode(), json.dumps(
-                 [trt_build.facts(trt), capabilities]).encode()]
+             *(str(sorted(each.items())).encode() for each in shapes),
+             _digest(trt, capabilities).encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _digest(trt: Any, capabilities: list[str]) -> str:
+    """Of what a plan depends on besides the graph."""
+    return hashlib.sha256(json.dumps([trt_build.facts(trt), capabilities]).encode()).hexdigest()

@@ -7,7 +7,9 @@ API: https://docs.nvidia.com/deeplearning/tensorrt/latest/_static/python-api. `t
 from __future__ import annotations
 
 import importlib
+import os
 import platform
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,18 +48,20 @@ class Range:
     most: Shape
 
 
-def ranges(p: Program, images: int) -> dict[str, dict[str, Range]]:
-    """For every graph and input, over all steps of runs of one to `images` images; of graphs that
-    no step runs (an encoder), for one image."""
+def ranges(p: Program, images: int, least: int = 1) -> dict[str, dict[str, Range]]:
+    """For every graph and input, over all steps of runs of `least` to `images` images; of graphs
+    that no step runs (an encoder), for one image. The commonest are those of one guided image, or
+    of as many as there can be."""
     seen: dict[str, dict[str, Counter[Shape]]] = {}
-    for batch in sorted({1, images}):
+    common = 1 if least == 1 else images
+    for batch in sorted({least, images}):
         for guided in (True, False):
             for turn in walk(p, batch, guided):
                 for run in turn.runs:
                     at = seen.setdefault(run.graph.name, {})
                     for v in run.graph.params:
                         shape = tuple(dims.value(d, run.sizes) for d in v.type.shape)
-                        usual = run.times if batch == 1 and guided else 0
+                        usual = run.times if batch == common and guided else 0
                         at.setdefault(v.name, Counter())[shape] += usual
     for g in p.graphs:
         if g.name not in seen:
@@ -66,6 +70,17 @@ def ranges(p: Program, images: int) -> dict[str, dict[str, Range]]:
             seen[g.name] = {name: Counter({shape: 1}) for name, shape in shapes.items()}
     return {g: {name: _range(shapes) for name, shapes in inputs.items()}
             for g, inputs in seen.items()}
+
+
+def profiles(p: Program, few: int, batch: int) -> dict[str, list[dict[str, Range]]]:
+    """Of every graph the ranges that a plan is tuned for: up to `few` images, and more of them up
+    to `batch` where those differ."""
+    found: dict[str, list[dict[str, Range]]] = {g.name: [] for g in p.graphs}
+    for least, most in [(1, few), (few + 1, batch)][: 1 + (batch > few)]:
+        for name, shapes in ranges(p, most, least).items():
+            if shapes not in found[name]:
+                found[name].append(shapes)
+    return found
 
 
 def _range(shapes: Counter[Shape]) -> Range:
@@ -106,9 +121,14 @@ def capabilities(trt: Any) -> list[str]:
     return [c for c in PORTABLE if c in trt.ComputeCapability.__members__]
 
 
-def build(path: Path, g: Graph, shapes: Mapping[str, Range], trt: Any,
-          capabilities: Sequence[str] = ()) -> Built:
-    """The plan of one ONNX file, for GPUs of these capabilities, such as SM86."""
+def build(path: Path, g: Graph, shapes: Sequence[Mapping[str, Range]], trt: Any,
+          capabilities: Sequence[str] = (), timings: Path | None = None) -> Built:
+    """The plan of one ONNX file, for GPUs of these capabilities, such as SM86.
+
+    shapes: of each optimisation profile. timings: the file in which TensorRT keeps what kernels
+    took, so that the next plan need not measure them again; TensorRT for RTX, which chooses kernels
+    when a plan first runs, has none.
+    """
     heard: list[str] = []
     builder = trt.Builder(_logger(trt, heard))
     strict = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
@@ -120,11 +140,31 @@ def build(path: Path, g: Graph, shapes: Mapping[str, Range], trt: Any,
                               for s in said] or heard)
     _decomposable(trt, network)
     config = builder.create_builder_config()
-    config.add_optimization_profile(_profile(builder, g, shapes))
+    for each in shapes:
+        config.add_optimization_profile(_profile(builder, g, each))
     _capable(trt, config, capabilities)
+    if timings is not None and not hasattr(trt, "IRuntimeCache"):
+        _remember(config, timings)
     plan = builder.build_serialized_network(network, config)
+    if plan is not None and timings is not None and not hasattr(trt, "IRuntimeCache"):
+        keep(timings, bytes(config.get_timing_cache().serialize()))
     return Built(reasons=heard or ["the builder gave no plan"]) if plan is None else (
         Built(bytes(plan)))
+
+
+def _remember(config: Any, timings: Path) -> None:
+    """Begin with the timings that are kept, or with none where TensorRT does not take them."""
+    held = timings.read_bytes() if timings.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(held), False):
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def keep(path: Path, data: bytes) -> None:
+    """Write a file that is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as f:
+        f.write(data)
+    os.replace(f.name, path)
 
 
 def _decomposable(trt: Any, network: Any) -> None:

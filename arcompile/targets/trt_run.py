@@ -59,8 +59,8 @@ class Bound:
     """One plan bound to one run's buffers."""
 
     def __init__(self, driver: Any, g: Graph, engine: Any):
-        self.driver, self.g = driver, g
-        self.context = engine.create_execution_context()
+        self.driver, self.g, self.engine = driver, g, engine
+        self.contexts: dict[int, Any] = {}  # by the optimisation profile they are for
         self.known = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         self.state = {n for n, v in g.results if (p := g.param(n)) and p.type == v.type}
         self.host: dict[str, Buffer] = {}
@@ -70,20 +70,46 @@ class Bound:
         given = {p.name: self._given(p.name, p.type, env[p.name]) for p in self.g.params}
         sizes = bind([(p.name, p.type) for p in self.g.params],
                      {k: b.dims for k, b in given.items()})
+        context = self._context(given)
         for name, b in given.items():
-            if name in self.known:  # the builder drops inputs that nothing reads
-                if not self.context.set_input_shape(name, b.dims):
-                    raise ArcError(f"the plan of {self.g.name} takes no {name} of {list(b.dims)}",
-                                   hint="draw fewer images at once")
-                self.context.set_tensor_address(name, b.at)
+            if name in self.known:
+                if not context.set_input_shape(name, b.dims):
+                    raise self._refused(name, b)
+                context.set_tensor_address(name, b.at)
         made: Env = {}
         for name, v in self.g.results:
             made[name] = given[name] if name in self.state else self._result(name, v.type, sizes)
-            self.context.set_tensor_address(f"out.{name}", made[name].at)
-        if not self.context.execute_async_v3(self.driver.stream):
+            context.set_tensor_address(f"out.{name}", made[name].at)
+        if not context.execute_async_v3(self.driver.stream):
             raise ArcError(f"TensorRT could not run {self.g.name}", code=MACHINE,
                            hint="rebuild the engine on this machine")
         return made
+
+    def _context(self, given: Mapping[str, Buffer]) -> Any:
+        """For the first profile that takes these shapes. The builder drops inputs that nothing
+        reads. Raises ArcError."""
+        misfit = ""
+        for i in range(self.engine.num_optimization_profiles):
+            misfit = next((k for k, b in given.items()
+                           if k in self.known and not self._fits(k, b.dims, i)), "")
+            if not misfit:
+                return self._made(i)
+        raise self._refused(misfit, given[misfit])
+
+    def _fits(self, name: str, shape: tuple[int, ...], profile: int) -> bool:
+        least, _, most = self.engine.get_tensor_profile_shape(name, profile)
+        return all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+
+    def _made(self, profile: int) -> Any:
+        if profile not in self.contexts:
+            made = self.contexts[profile] = self.engine.create_execution_context()
+            if profile:
+                made.set_optimization_profile_async(profile, self.driver.stream)
+        return self.contexts[profile]
+
+    def _refused(self, name: str, b: Buffer) -> ArcError:
+        return ArcError(f"the plan of {self.g.name} takes no {name} of {list(b.dims)}",
+                        hint="draw fewer images at once, or build with --batch N for more")
 
     def _given(self, name: str, t: Type, value: Any) -> Buffer:
         if isinstance(value, Buffer):
