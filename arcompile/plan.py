@@ -20,19 +20,22 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 
 @dataclass(frozen=True)
 class Memory:
-    """How a target uses memory. resident: bytes of the runtime itself. arenas: each graph keeps
-    what it once needed. in_place: a state's next value takes the place of the last."""
+    """How a target uses memory. resident: bytes of the runtime itself; graph, node: what each
+    loaded graph and each of its nodes add to that. arenas: each graph keeps what it once needed.
+    in_place: a state's next value takes the place of the last."""
 
     resident: int = 60 << 20
+    graph: int = 0
+    node: int = 0
     arenas: bool = False
     in_place: bool = False
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of a run of `batch` images: the runtime, the weights of the graphs that run, caches
-    and other carried tensors, the most that activations of the loop take, and of the image
-    decoder, and the pictures."""
+    """Bytes of a run of `batch` images: the runtime with its graphs, the weights of those that run,
+    caches and other carried tensors, the most that activations of the loop take, the most that the
+    image decoder takes with what it reads of what is carried, and the pictures."""
 
     batch: int
     guided: bool
@@ -45,7 +48,9 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return sum(self.parts().values())
+        """The most at once: the caches are gone when pictures are made of what was drawn."""
+        drawn = self.decoder + self.pictures
+        return self.runtime + self.weights + self.activations + max(self.state, drawn)
 
     def parts(self) -> dict[str, int]:
         return {k: v for k, v in asdict(self).items() if k not in ("batch", "guided")}
@@ -70,9 +75,13 @@ def plan(p: Program, memory: Memory, batch: int = 1, guided: bool = True) -> Pla
     sizes = p.sizes(batch, guided_rows(p, batch, guided))
     state = _states(p, sizes) * (1 if memory.in_place else 2)
     carried = {name for name, _ in p.state}
-    return Plan(batch, guided, memory.resident,
+    read = {v.name for run in finish for v in run.graph.params}
+    kept = sum(t.nbytes(sizes) for k, t in p.state if k in read)
+    runtime = memory.resident + sum(memory.graph + memory.node * len(g.nodes)
+                                    for g in ran.values())
+    return Plan(batch, guided, runtime,
                 sum(v.type.nbytes() for v in used(ran.values()).values()), state,
-                _peaks(loop, carried, memory), _peaks(finish, carried, memory),
+                _peaks(loop, carried, memory), _peaks(finish, carried, memory) + kept,
                 sum(_given(run, carried) * run.times for run in finish))
 
 

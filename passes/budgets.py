@@ -1,14 +1,38 @@
-"""How many slots a policy may keep, and whose: groups of heads and layers for passes.eviction."""
+"""Policies that keep what is worth most of every cache: how many slots, and whose, for
+passes.eviction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from arcompile.errors import ArcError
-from arcompile.passes.eviction import Caches, Group, by_row, by_step
+from arcompile.passes.eviction import Caches, Group, by_row, by_step, caches
+from arcompile.pipeline import Keeps, Pass
 from arcompile.program import Program
 from arcompile.raster import square
+
+
+@dataclass(frozen=True, repr=False)
+class Policy(Pass):
+    """The base. ratio: the share of a cache that goes. row: slots that go at a time in a raster
+    model, 0 for a row of the image."""
+
+    keeps: ClassVar[Keeps] = "quality"
+
+    ratio: float = 0.5
+    row: int = 0
+
+    def shrink(self, c: Caches, row: int) -> Program:
+        """The program with smaller caches; row is 0 in a model of scales. Raises ArcError."""
+        raise NotImplementedError
+
+    def __call__(self, p: Program) -> Program:
+        c = caches(p, self.name, self.ratio)
+        if self.ratio == 0:
+            return p
+        return self.shrink(c, row_of(c, self.name, self.row) if c.raster else 0)
 
 
 def slots(c: Caches, name: str, ratio: float, first: int, row: int = 0,

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from arcompile.passes.budgets import row_of, shrunk, slots
-from arcompile.passes.eviction import caches
-from arcompile.pipeline import Pass, register
+from arcompile.passes.budgets import Policy, shrunk, slots
+from arcompile.passes.eviction import Caches
+from arcompile.pipeline import register
 from arcompile.program import Program
 
 
 @register("kv-h2o")
-class H2O(Pass):
+class H2O(Policy):
     """Keep the slots with the largest sum of attention, 1 - `ratio` of a cache in all.
 
     Half of what is kept are the latest slots, in a model of scales those of the last scale. row:
     slots that go at a time in a raster model, 0 for a row of the image.
     """
 
-    keeps = "quality"
-    ratio: float = 0.5
-    row: int = 0
-
-    def __call__(self, p: Program) -> Program:
-        c = caches(p, self.name, self.ratio)
-        if self.ratio == 0:
-            return p
-        row = row_of(c, self.name, self.row) if c.raster else 0
+    def shrink(self, c: Caches, row: int) -> Program:
         first = c.appends[0]
         most = slots(c, self.name, self.ratio, first, row)
         recent = (most - row - first) // 2 if row else -1

@@ -6,37 +6,33 @@ After LineAR, https://arxiv.org/abs/2512.04857.
 from __future__ import annotations
 
 from arcompile.errors import ArcError
-from arcompile.passes.budgets import row_of, shrunk, slots
-from arcompile.passes.eviction import caches
-from arcompile.pipeline import Pass, register
+from arcompile.passes.budgets import Policy, shrunk, slots
+from arcompile.passes.eviction import Caches
+from arcompile.pipeline import register
 from arcompile.program import Program
 
 
 @register("kv-rows")
-class Rows(Pass):
+class Rows(Policy):
     """Keep 1 - `ratio` of the rows: `anchors` first and `latest` last ones, and of the others those
     that the row just drawn attended to most.
 
     Rows are dropped when the next one begins. row: tokens in a row, 0 for a square image.
     """
 
-    keeps = "quality"
-    ratio: float = 0.5
     anchors: int = 1
     latest: int = 2
-    row: int = 0
 
     def __call__(self, p: Program) -> Program:
         if self.anchors < 0 or self.latest < 1:
             raise ArcError(f"pass {self.name}: {self.anchors} first and {self.latest} latest rows",
                            hint="give anchors=0 or more, latest=1 or more")
-        c = caches(p, self.name, self.ratio)
-        if self.ratio == 0:
-            return p
-        if not c.raster:
-            raise ArcError(f"pass {self.name} needs rows, and {p.name} draws in larger steps",
-                           hint="kv-hack and kv-scale are for models of scales")
-        row = row_of(c, self.name, self.row)
+        return super().__call__(p)
+
+    def shrink(self, c: Caches, row: int) -> Program:
+        if not row:
+            raise ArcError(f"pass {self.name} needs rows, and {c.program.name} draws in larger "
+                           "steps", hint="kv-hack and kv-scale are for models of scales")
         first = c.appends[0] + self.anchors * row
         most = slots(c, self.name, self.ratio, first + (self.latest - 1) * row, row,
                      unit=row)

@@ -5,30 +5,23 @@ https://arxiv.org/abs/2309.17453
 
 from __future__ import annotations
 
-from arcompile.passes.budgets import row_of, shrunk, slots
-from arcompile.passes.eviction import caches
-from arcompile.pipeline import Pass, register
+from arcompile.passes.budgets import Policy, shrunk, slots
+from arcompile.passes.eviction import Caches
+from arcompile.pipeline import register
 from arcompile.program import Program
 
 
 @register("kv-streaming")
-class Streaming(Pass):
+class Streaming(Policy):
     """Keep `sinks` first slots (at least the prompt) and the latest, 1 - `ratio` of a cache in all.
 
     row: slots that go at a time in a raster model, 0 for a row of the image. Keys stay rotated by
     their own positions: places in an image are not relative to the cache.
     """
 
-    keeps = "quality"
-    ratio: float = 0.5
     sinks: int = 4
-    row: int = 0
 
-    def __call__(self, p: Program) -> Program:
-        c = caches(p, self.name, self.ratio)
-        if self.ratio == 0:
-            return p
-        row = row_of(c, self.name, self.row) if c.raster else 0
+    def shrink(self, c: Caches, row: int) -> Program:
         first = max(self.sinks, c.appends[0])
         most = slots(c, self.name, self.ratio, first, row)
         how = {"first": first} if row else {"first": first, "score": "recency"}

@@ -13,6 +13,7 @@ from arcompile import choose
 from arcompile.errors import MACHINE, ArcError
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.plan import Memory, Plan, plan, read_bytes, read_plan, refuse
+from arcompile.program import Call
 from arcompile.runtime.loop import zeros
 from arcompile.text import parse_graph
 from arcompile.weights import Store, of_arrays, used
@@ -40,9 +41,29 @@ def test_what_counts():
     assert plan(one(), replace(HERE, in_place=False), 10).state == 320
 
 
+def test_the_most_at_once():
+    """Caches and what makes pictures are not there together; the rest always is."""
+    assert Plan(1, True, 1, 2, 400, 8, 16, 32).total == 1 + 2 + 8 + 400
+    assert Plan(1, True, 1, 2, 4, 8, 16, 32).total == 1 + 2 + 8 + 16 + 32
+
+
+def test_graphs_and_nodes_count():
+    p = tiny.llama()
+    plain, more = (plan(p, Memory(100, *x)).runtime for x in ((), (1000, 10)))
+    ran = [g for g in p.graphs if g.name != "encode"]
+    assert more - plain == 1000 * len(ran) + 10 * sum(len(g.nodes) for g in ran)
+
+
+def test_what_pictures_are_made_of_stays():
+    """A state that the finish reads is there while pictures are made."""
+    g = str(ONE).replace("graph g", "graph paint").replace("y=%2, k=%3", "pixels=%2")
+    p = replace(one(), graphs=(*one().graphs, parse_graph(g)), finish=(Call("paint"),))
+    assert plan(p, HERE, 10).decoder == 640 + 160
+
+
 def test_arenas_keep_and_others_do_not():
     p = tiny.llama()
-    kept, freed = (plan(p, Memory(0, arenas, True)) for arenas in (True, False))
+    kept, freed = (plan(p, Memory(0, arenas=arenas, in_place=True)) for arenas in (True, False))
     assert freed.activations < kept.activations
     assert freed.decoder == kept.decoder > 0  # there is one graph
 
@@ -89,11 +110,11 @@ def test_amounts_that_are_none(text):
 
 
 def test_refuses_what_does_not_fit():
-    need = Plan(4, True, 10, 20, 30, 40, 50, 60)
-    refuse(need, 10, 200)
+    need = Plan(4, True, 10, 20, 130, 40, 50, 60)
+    refuse(need, 10, 190)
     refuse(need, 0, None)  # the system does not tell
-    with pytest.raises(ArcError, match="4 images would need 200 B more memory, and 199 B") as e:
-        refuse(need, 10, 199)
+    with pytest.raises(ArcError, match="4 images would need 190 B more memory, and 189 B") as e:
+        refuse(need, 10, 189)
     assert e.value.code == MACHINE
     assert e.value.hint
 

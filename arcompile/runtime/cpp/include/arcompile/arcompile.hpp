@@ -7,6 +7,7 @@
 // several threads; each call has buffers of its own.
 #pragma once
 
+#include <algorithm>
 #include <arcompile/export.h>
 #include <arcompile/version.h>
 
@@ -140,10 +141,10 @@ struct Plan {
   std::int64_t images;
   bool guided;
   std::map<std::string, std::int64_t> parts;
-  std::int64_t total() const {
-    std::int64_t sum = 0;
-    for (const auto& [name, bytes] : parts) sum += bytes;
-    return sum;
+  std::int64_t total() const {  // caches are gone when pictures are made of what was drawn
+    const std::int64_t drawn = parts.at("decoder") + parts.at("pictures");
+    return parts.at("runtime") + parts.at("weights") + parts.at("activations") +
+           std::max(parts.at("state"), drawn);
   }
 };
 
