@@ -15,10 +15,12 @@ from arcompile.weights import Weights
 
 # What to add where memory lacks, from the least loss to the most. A program that a rung is not for
 # goes past it.
+TILED, ROUNDED = "tile-decoder{bands=8}", "int8-conv{dynamic=True}"  # the image decoder
 CACHES = ("kv-int8", "kv-hack{ratio=0.5}, kv-int8", "kv-rows{ratio=0.5}, kv-int8")
-LADDER = ("", "int8", "int8{decoder=True}", *(f"int8{{decoder=True}}, {x}" for x in CACHES),
-          "int4", "int4{decoder=True}", "int4{bound=1.0}",
-          *(f"int4{{bound=1.0}}, {x}" for x in CACHES))
+EIGHT, FOUR = (f"int{bits}, {ROUNDED}" for bits in ("8{decoder=True}", "4{bound=1.0}"))
+LADDER = ("", TILED, "bf16-conv", f"bf16-conv, {TILED}", "int8", f"int8, bf16-conv, {TILED}",
+          EIGHT, *(f"{EIGHT}, {x}" for x in CACHES),
+          "int4", f"int4{{decoder=True}}, {ROUNDED}", FOUR, *(f"{FOUR}, {x}" for x in CACHES))
 
 
 @dataclass(frozen=True)
