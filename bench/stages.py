@@ -12,7 +12,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -58,24 +58,27 @@ def measure(suite: Suite, steps: Sequence[int], runs: int) -> dict[str, Any]:
 
     torch.set_num_threads(machine.cores())
     e = load(built.ready(suite, print)[0])
-    loop = eager.load(suite.family, suites.source(suite))
-    found: dict[str, list[list[dict[str, float]]]] = {"engine": [], "eager": []}
-    of_engine(e, suite, steps[0])
-    of_eager(loop, e, suite, steps[0])
+    sides: dict[str, Callable[[int], Parts]] = {"engine": lambda i: of_engine(e, suite, i)}
+    if not (suite.alone or suite.options):
+        loop = eager.load(suite.family, suites.source(suite))
+        sides["eager"] = lambda i: of_eager(loop, e, suite, i)
+    for run in sides.values():
+        run(steps[0])
+    found: dict[str, list[list[Parts]]] = {name: [] for name in sides}
     for step in steps:
-        for side in found.values():
-            side.append([])
+        for each in found.values():
+            each.append([])
         for _ in range(runs):
-            time.sleep(PAUSE)
-            found["engine"][-1].append(of_engine(e, suite, step))
-            time.sleep(PAUSE)
-            found["eager"][-1].append(of_eager(loop, e, suite, step))
+            for name, run in sides.items():
+                time.sleep(PAUSE)
+                found[name][-1].append(run(step))
     best = {side: [least(turns) for turns in each] for side, each in found.items()}
     whole = {side: over_all(steps, each, len(e.program.steps)) for side, each in best.items()}
     return {
         "suite": f"stages-{suite.name}", "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": machine.host(), "weights": "random", "runs": runs, "steps": list(steps),
-        "of": len(e.program.steps), "facts": dict(suite.facts), "passes": suite.passes,
+        "of": len(e.program.steps), "facts": {**suite.facts, **suite.options},
+        "passes": suite.passes,
         "s": {side: [_rounded(x) for x in each] for side, each in best.items()},
         "whole_loop_s": {side: _rounded(x) for side, x in whole.items()},
         "machine": machine.facts(),

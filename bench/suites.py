@@ -63,6 +63,9 @@ SUITES = {s.name: s for s in (
           passes="int8, int8-tiles, bf16-conv", limits={"eager_vs_image": 3.0}),
     Suite("mar-base", "mar", "base", guidance=2.9, top_k=0, block=8,
           limits={"eager_vs_step": 1.15}),
+    *(Suite(f"mar-base-{k}", "mar", "base", guidance=2.9, top_k=0, options=v) for k, v in (
+        ("50", {"diffusion_steps": 50}),
+        ("disa", {"diffusion_steps": 50, "diffusion_least": 5}))),
     Suite("mar-tiny", "mar", "tiny", guidance=2.9, top_k=0, block=2),
     Suite("xar-tiny", "xar", "tiny", guidance=2.7, top_k=0, block=4),
     Suite("xar-B", "xar", "B", guidance=2.7, top_k=0, block=4, facts={"flow_steps": "20"},
@@ -78,6 +81,11 @@ SUITES = {s.name: s for s in (
     *(Suite(f"demo-{k}", "llamagen", checkpoint="demo", top_k=0, passes=v, alone=True)
       for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
                    ("gsd", "gsd{window=16}"))),
+    *(Suite(f"llamagen-B-{k}", "llamagen", "B", block=4, passes=v, alone=True) for k, v in (
+        ("scd16", "scd{window=16}"), ("int8-scd16", "int8, scd{window=16}"),
+        ("scd8", "scd{window=8}"), ("int8-scd8", "int8, scd{window=8}"),
+        ("draft4", "draft{window=4,by='int4'}"), ("jacobi16", "jacobi{window=16}"),
+        ("int8-jacobi16", "int8, jacobi{window=16}"))),
     *(Suite(f"llamagen-B-grid{n}", "llamagen", "B", options={"grid": n}) for n in (8, 16, 24)),
     *(Suite(f"flexvar-d16-grid{n}", "flexvar", "d16", guidance=2.5, top_k=900,
             options={"patch_nums": ",".join(map(str, (*SIDES[: SIDES.index(n)], n)))})
