@@ -28,10 +28,16 @@ def key(suite: Suite) -> str:
 
 
 def ready(suite: Suite, say: Say) -> tuple[Path, dict[str, Any]]:
-    """The engine's folder and how its build went, building it in a fresh process if need be."""
+    """The engine's folder and how its build went, building it in a fresh process if need be.
+
+    What the target compiles for this machine is made too: an engine runs without, slower, and
+    that is not what is to be measured.
+    """
     from arcompile.bench import fresh
     from arcompile.cache import cache
+    from arcompile.target import TARGETS
 
+    TARGETS[suite.target].prepare(lambda stage, share: None)
     if suite.engine:
         return Path(suite.engine), {}
     home = cache() / "bench" / suite.name

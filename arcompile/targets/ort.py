@@ -38,7 +38,7 @@ HEAVY = {  # what counts no shapes
 
 LINE = 64  # bytes of a cache line
 PAGES = 1 << 18  # bytes from which an array is worth pages of its own
-FEW = 8  # rows up to which a product takes the time of reading its weights
+FEW = 16  # rows up to which our own products are the quicker ones
 
 
 def runtime() -> Any:
