@@ -288,7 +288,7 @@ class ProgramCost:
 def program_cost(p: Program, batch: int = 1, guided: bool = True,
                  committed: float = 1.0) -> ProgramCost:
     """Every step's cost for `batch` images, twice the rows when guided. committed: see `walk`."""
-    each = _Graphs()
+    each = Graphs()
     steps = [StepCost(t.name, tuple(map(str, t.calls)), t.query, t.commit, t.context,
                       sum((each.cost(run) for run in t.runs), Cost()))
              for t in walk(p, batch, guided, committed)]
@@ -297,7 +297,7 @@ def program_cost(p: Program, batch: int = 1, guided: bool = True,
     return ProgramCost(steps, weights, sum(t.nbytes(sizes) for _, t in p.state))
 
 
-class _Graphs:
+class Graphs:
     """What runs cost; each graph is looked at once for its sizes."""
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ from arcompile.errors import ArcError
 FORMAT = 1
 RUN = (".arc", ".onnx")  # files that a target may take for a graph
 MANIFEST = "manifest.json"
+LIGHT = "light.json"  # names of graphs that get one thread: see arcompile.light
 PIECE = 32 << 20  # bytes
 MAX_MANIFEST = 16 << 20  # bytes of JSON we agree to parse
 _FIELDS = {"format": int, "family": str, "target": str, "dtype": str, "passes": list, "key": str,
@@ -41,6 +42,14 @@ def read_json(path: Path, what: str) -> Any:
         raise ArcError(f"cannot read {what} {path}: {e.strerror}") from None
     except (ValueError, RecursionError):
         raise ArcError(f"{what} {path} is not JSON", hint="rebuild the engine") from None
+
+
+def words(path: Path, what: str) -> list[str]:
+    """A file that is a list of words; none where there is no such file. Raises ArcError."""
+    found = read_json(path, what) if path.exists() else []
+    if not isinstance(found, list) or not all(isinstance(x, str) for x in found):
+        raise ArcError(f"the {what} of {path.parent} are not all words", hint="rebuild the engine")
+    return found
 
 
 def _no_number(word: str) -> Any:

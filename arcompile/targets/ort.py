@@ -18,6 +18,7 @@ from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
 from arcompile.program import Program, Step
+from arcompile.runtime import bundle
 from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
@@ -262,11 +263,13 @@ class Models:
         self.sessions: dict[str, Session] = {}
         self.device = device_of(provider)
         self.kernels = cpu.library() if self.device == "cpu" else None
+        self.light = bundle.words(folder / bundle.LIGHT, "light graphs")
 
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
-            self.sessions[graph] = Session(path, self.provider, self.threads, self.kernels,
+            threads = 1 if graph in self.light else self.threads
+            self.sessions[graph] = Session(path, self.provider, threads, self.kernels,
                                            graph in self.finish, self.notes, **self.more(graph))
         return self.sessions[graph]
 
@@ -320,6 +323,7 @@ class OrtCpu(Target):
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None], batch: int = 1) -> None:
+        from arcompile import light
         from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
         from arcompile.targets.onnx_few import turned
 
@@ -341,6 +345,7 @@ class OrtCpu(Target):
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, read, lambda f: progress("weights", f))
+        light.write(program, folder)
 
     def wide(self, program: Program, graph: str) -> bool:
         """Does attention of this graph take several query slots over a past?"""

@@ -245,16 +245,20 @@ const std::string& Bundle::word(const char* key) const {
   return (*manifest)[key].get_ref<const std::string&>();
 }
 
-std::vector<std::string> Bundle::labels() const {
+std::vector<std::string> Bundle::words(const std::string& file, const std::string& what) const {
   std::vector<std::string> out;
-  if (!holds("labels.json")) return out;
-  const Json found = read("labels.json", "labels");
-  for (const Json& label : found) {
-    if (!label.is_string()) throw Error("the labels of " + folder + " are not all words");
-    out.push_back(label.get<std::string>());
+  if (!holds(file)) return out;
+  const Json found = read(file, what);
+  for (const Json& word : found) {
+    if (!word.is_string()) throw Error("the " + what + " of " + folder + " are not all words");
+    out.push_back(word.get<std::string>());
   }
   return out;
 }
+
+std::vector<std::string> Bundle::labels() const { return words("labels.json", "labels"); }
+
+std::vector<std::string> Bundle::light() const { return words("light.json", "light graphs"); }
 
 std::map<std::string, double> Bundle::defaults() const {
   std::map<std::string, double> out{

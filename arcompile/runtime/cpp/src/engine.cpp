@@ -40,7 +40,7 @@ class Engine::Impl {
         labels_(bundle_.labels()), defaults_(bundle_.defaults()),
         models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.word("target")),
                                                options.kernels),
-                bundle_.folder, options.threads > 0 ? options.threads : cores()) {}
+                bundle_.folder, options.threads > 0 ? options.threads : cores(), bundle_.light()) {}
 
   Output generate(const Request& r) const {
     const Ask q = make(facts(), r);

@@ -271,8 +271,10 @@ void Bound::run_each(Env& env, std::int64_t n, const OrtRunOptions* options) {
   std::fill(given_.begin(), given_.end(), nullptr);  // bound to parts: bind anew
 }
 
-Models::Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads)
-    : library_(std::move(library)), folder_(std::move(folder)), threads_(threads) {}
+Models::Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads,
+               const std::vector<std::string>& light)
+    : library_(std::move(library)), folder_(std::move(folder)), threads_(threads),
+      light_(light.begin(), light.end()) {}
 
 bool Models::loaded() const {
   const std::lock_guard<std::mutex> held(lock_);
@@ -283,8 +285,8 @@ const Session& Models::session(const std::string& graph) const {
   const std::lock_guard<std::mutex> held(lock_);
   auto& found = sessions_[graph];
   if (!found) {
-    found = std::make_unique<Session>(library_, graph, folder_ + "/" + graph + ".onnx", threads_,
-                                      slots_);
+    found = std::make_unique<Session>(library_, graph, folder_ + "/" + graph + ".onnx",
+                                      light_.count(graph) ? 1 : threads_, slots_);
 #if defined(__GLIBC__)
     ::malloc_trim(0);  // what reading and rewriting the model took, once
 #endif

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -102,7 +103,9 @@ class Bound {
 // The engine's sessions, each loaded when first needed.
 class Models {
  public:
-  Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads);
+  // light: graphs that get one thread, lest theirs spin while a heavy one runs
+  Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads,
+         const std::vector<std::string>& light);
   const Session& session(const std::string& graph) const;
   bool loaded() const;  // is any?
   Slots& slots() const { return slots_; }
@@ -112,6 +115,7 @@ class Models {
   std::shared_ptr<const ort::Library> library_;
   std::string folder_;
   int threads_;
+  std::set<std::string> light_;
   mutable Slots slots_;
   mutable std::mutex lock_;
   mutable std::map<std::string, std::unique_ptr<Session>> sessions_;
