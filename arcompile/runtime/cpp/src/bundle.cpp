@@ -245,12 +245,12 @@ const std::string& Bundle::word(const char* key) const {
   return (*manifest)[key].get_ref<const std::string&>();
 }
 
-std::vector<std::string> Bundle::words(const std::string& file, const std::string& what) const {
+std::vector<std::string> Bundle::words(const std::string& file, const char* what) const {
   std::vector<std::string> out;
   if (!holds(file)) return out;
   const Json found = read(file, what);
   for (const Json& word : found) {
-    if (!word.is_string()) throw Error("the " + what + " of " + folder + " are not all words");
+    if (!word.is_string()) throw Error(std::string("the ") + what + " of " + folder + " are not all words");
     out.push_back(word.get<std::string>());
   }
   return out;

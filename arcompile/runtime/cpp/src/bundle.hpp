@@ -29,7 +29,7 @@ struct Bundle {
   std::vector<std::string> labels() const;  // names of the classes
   std::vector<std::string> light() const;   // graphs that get one thread
   // Of a file that is a list of words; none where the engine has no such file.
-  std::vector<std::string> words(const std::string& file, const std::string& what) const;
+  std::vector<std::string> words(const std::string& file, const char* what) const;
   std::map<std::string, double> defaults() const;  // guidance, temperature, top_k, top_p
   std::filesystem::path path(const std::string& file) const;
   // A whole number of the manifest at `keys`; `otherwise` where there is none.
