@@ -350,7 +350,7 @@ def _ms(seconds: Sequence[float]) -> list[float]:
 
 # name -> (where its figure is in the row, whether more is better)
 TARGETS: dict[str, tuple[str, bool]] = {
-    "step_vs_floor": ("greedy.floor.median_vs_floor", False),
+    "step_vs_floor": ("greedy.floor.pairs_vs_floor.median", False),
     "eager_vs_step": ("greedy.eager_vs_engine.median", True),
     "eager_vs_image": ("image.eager_vs_engine", True),
     "image_vs_parts": ("image.vs_parts", False),
