@@ -67,7 +67,8 @@ def test_swiglu(lanes):
 
 
 @pytest.mark.parametrize(("queries", "width", "n"),
-                         [(1, 64, 1), (16, 64, 37), (5, 48, 9), (3, 7, 8)])
+                         [(1, 64, 1), (1, 64, 37), (1, 40, 16), (1, 7, 21), (16, 64, 37), (5, 48, 9),
+                          (3, 7, 8)])
 def test_attend(lanes, queries, width, n):
     q, out = RNG.standard_normal((2, queries, 2 * width), np.float32)  # rows of two heads
     k, v = RNG.standard_normal((2, n, width), np.float32)

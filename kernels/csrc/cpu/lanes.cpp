@@ -54,16 +54,16 @@ F32 softmax(float* scores, int64_t n, I32 ends) {
   return total;
 }
 
-// out[QUERIES, 16 VECTORS] = p^T @ v, each row divided by its total.
+// out[QUERIES, 16 VECTORS] = p^T @ v, each row divided by its total; p [n, p_stride].
 template <int QUERIES, int VECTORS>
-void blend(const float* p, const float* v, int64_t width, int64_t n, const float* totals,
-           float* out, int64_t out_stride) {
+void blend(const float* p, int64_t p_stride, const float* v, int64_t width, int64_t n,
+           const float* totals, float* out, int64_t out_stride) {
   F32 a[QUERIES][VECTORS] = {};
   for (int64_t t = 0; t < n; ++t) {
     F32 x[VECTORS];
     for (int j = 0; j < VECTORS; ++j) x[j] = load(v + t * width + j * LANES);
     for (int i = 0; i < QUERIES; ++i)
-      for (int j = 0; j < VECTORS; ++j) a[i][j] += x[j] * all(p[t * LANES + i]);
+      for (int j = 0; j < VECTORS; ++j) a[i][j] += x[j] * all(p[t * p_stride + i]);
   }
   for (int i = 0; i < QUERIES; ++i)
     for (int j = 0; j < VECTORS; ++j)
@@ -71,24 +71,50 @@ void blend(const float* p, const float* v, int64_t width, int64_t n, const float
 }
 
 template <int QUERIES>
-void blend_rows(const float* p, const float* v, int64_t width, int64_t n, const float* totals,
-                float* out, int64_t out_stride) {
+void blend_rows(const float* p, int64_t p_stride, const float* v, int64_t width, int64_t n,
+                const float* totals, float* out, int64_t out_stride) {
   int64_t e = 0;
   for (; e + 4 * LANES <= width; e += 4 * LANES)
-    blend<QUERIES, 4>(p, v + e, width, n, totals, out + e, out_stride);
+    blend<QUERIES, 4>(p, p_stride, v + e, width, n, totals, out + e, out_stride);
   for (; e + LANES <= width; e += LANES)
-    blend<QUERIES, 1>(p, v + e, width, n, totals, out + e, out_stride);
+    blend<QUERIES, 1>(p, p_stride, v + e, width, n, totals, out + e, out_stride);
   for (; e < width; ++e)
     for (int i = 0; i < QUERIES; ++i) {
       float a = 0;
-      for (int64_t t = 0; t < n; ++t) a += p[t * LANES + i] * v[t * width + e];
+      for (int64_t t = 0; t < n; ++t) a += p[t * p_stride + i] * v[t * width + e];
       out[i * out_stride + e] = a / totals[i];
     }
+}
+
+// One query: keys lie side by side in the lanes, so that none of them works for nothing.
+void attend_one(const float* q, const float* k, const float* v, int64_t width, int64_t n,
+                float scale, float* scores, float* out) {
+  float most = -INFINITY, total = 0;
+  for (int64_t t = 0; t < n; ++t) {
+    F32 a = {};
+    int64_t e = 0;
+    for (; e + LANES <= width; e += LANES) a += load(q + e) * load(k + t * width + e);
+    float s = sum(a);
+    for (; e < width; ++e) s += q[e] * k[t * width + e];
+    scores[t] = s * scale;
+    most = scores[t] > most ? scores[t] : most;
+  }
+  const int64_t whole = (n + LANES - 1) / LANES * LANES;
+  for (int64_t t = n; t < whole; ++t) scores[t] = -INFINITY;
+  F32 totals = {};
+  for (int64_t t = 0; t < whole; t += LANES) {
+    const F32 p = exp(load(scores + t) - most);
+    store(scores + t, p);
+    totals += p;
+  }
+  total = sum(totals);
+  blend_rows<1>(scores, 1, v, width, n, &total, out, width);
 }
 
 void attend(const float* q, int64_t q_stride, int64_t queries, const float* k, const float* v,
             int64_t width, int64_t n, const int32_t* ends, float scale, float* scratch, float* out,
             int64_t out_stride) {
+  if (queries == 1) return attend_one(q, k, v, width, ends[0], scale, scratch, out);
   float *scores = scratch, *turned = scratch + n * LANES, *totals = turned + width * LANES;
   I32 sees = I32{} + 1;  // lanes without a query look at one key, and nobody at them
   for (int64_t i = 0; i < queries; ++i) sees[i] = ends[i];
@@ -101,9 +127,9 @@ void attend(const float* q, int64_t q_stride, int64_t queries, const float* k, c
   store(totals, softmax(scores, n, sees));
   int64_t i = 0;
   for (; i + 4 <= queries; i += 4)
-    blend_rows<4>(scores + i, v, width, n, totals + i, out + i * out_stride, out_stride);
+    blend_rows<4>(scores + i, LANES, v, width, n, totals + i, out + i * out_stride, out_stride);
   for (; i < queries; ++i)
-    blend_rows<1>(scores + i, v, width, n, totals + i, out + i * out_stride, out_stride);
+    blend_rows<1>(scores + i, LANES, v, width, n, totals + i, out + i * out_stride, out_stride);
 }
 
 // --- norm -----------------------------------------------------------------------------------------
