@@ -32,12 +32,12 @@ from arcompile.models.kl import SCALE
 
 DECODER_STEPS, DECODER_BATCH, NOISE = 300, 8, 0.15
 LOWER_STEPS, LOWER_BATCH, LOWER_NOISE = 480, 48, 0.35
-STEPS, BATCH, DRAWS = 3000, 24, 24  # draws: denoised cells an image
+STEPS, BATCH, DRAWS = 35_000, 32, 24  # draws: denoised cells an image
 BLUR = 0.15  # noise on the latents that the transformer learns: they need not be exact
 GUESS = 0.3  # weight of the guess at unknown cells, which teaches the transformer
 MOST = 50.0  # weight of the noisiest times
 SHARE = -1.0  # the sampler's variance is the true posterior's
-SAMPLING = {"guidance": 1.0, "temperature": 0.9}
+SAMPLING = {"guidance": 3.0, "temperature": 0.6}
 FILES = ("demo_mar.safetensors", "demo_mar_kl.safetensors")
 
 

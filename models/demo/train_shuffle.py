@@ -38,7 +38,7 @@ STEPS, BATCH = 20_000, 32
 WORN = 0.25  # of the codes that are read, in half of the pictures and on average
 DECODER_STEPS, DECODER_BATCH = 400, 16
 FIRST = 0.9  # how often the decoder sees the first window, of which least is known, drawn apart
-SAMPLING = {"guidance": 1.0, "temperature": 0.3, "top_k": 0}
+SAMPLING = {"guidance": 1.6, "temperature": 0.3, "top_k": 0}
 FILES = ("demo_shuffle.safetensors", "demo_shuffle_vq.safetensors")
 
 
