@@ -66,9 +66,8 @@ def test_swiglu(lanes):
     assert np.allclose(y, swiglu(gate.astype(np.float64), x), rtol=1e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize(("queries", "width", "n"),
-                         [(1, 64, 1), (1, 64, 37), (1, 40, 16), (1, 7, 21), (16, 64, 37), (5, 48, 9),
-                          (3, 7, 8)])
+@pytest.mark.parametrize(("queries", "width", "n"), [
+    (1, 64, 1), (1, 64, 37), (1, 40, 16), (1, 7, 21), (16, 64, 37), (5, 48, 9), (3, 7, 8)])
 def test_attend(lanes, queries, width, n):
     q, out = RNG.standard_normal((2, queries, 2 * width), np.float32)  # rows of two heads
     k, v = RNG.standard_normal((2, n, width), np.float32)

@@ -32,7 +32,8 @@ RASTER = ("shallow{layers=4}", "guidance{last=32}", "zipar", "auto", "kv-rows{ra
 SCALES = ("kv-hack{ratio=0.5}", "kv-scale{ratio=0.5}", "trim{scales=1}", "guidance{first=1,last=4}",
           "code{engine='PLAIN',scales=3}", "int8, kv-hack{ratio=0.5}, kv-int8")
 DEMOS = ("demo", *(f"demo+{p}" for p in (*WEIGHTS, *CACHES, *DRAFTS, *RASTER)),
-         "demo-var", *(f"demo-var+{p}" for p in (*WEIGHTS, *CACHES, *SCALES)))
+         "demo-var", *(f"demo-var+{p}" for p in (*WEIGHTS, *CACHES, *SCALES)), "demo-mar",
+         "demo-shuffle", "demo-shuffle+int8, kv-int8")
 OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
 SEEDS = 20
 
