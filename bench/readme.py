@@ -24,8 +24,8 @@ def block(rows: Sequence[Row]) -> str:
 
 def _said(r: Row) -> str:
     m = r["machine"]
-    return (f"`arcompile bench peers`, row of {r['time']}: one decode step of LlamaGen-B, random "
-            f"weights, an image and its twin, by turns in one run on {m['cpu']}, {m['threads']} "
+    return (f"`arcompile bench peers`, row of {r['time']}: one decode step of "
+            f"{r['suite'].removeprefix('peers-')}, random weights, an image and its twin, by turns in one run on {m['cpu']}, {m['threads']} "
             f"threads, memory read at {m['read_gbps']['best']:g} GB/s.")
 
 
