@@ -25,8 +25,9 @@ def block(rows: Sequence[Row]) -> str:
 def _said(r: Row) -> str:
     m = r["machine"]
     return (f"`arcompile bench peers`, row of {r['time']}: one decode step of "
-            f"{r['suite'].removeprefix('peers-')}, random weights, an image and its twin, by turns in one run on {m['cpu']}, {m['threads']} "
-            f"threads, memory read at {m['read_gbps']['best']:g} GB/s.")
+            f"{r['suite'].removeprefix('peers-')}, random weights, an image and its twin, by turns "
+            f"in one run on {m['cpu']}, {m['threads']} threads, memory read at "
+            f"{m['read_gbps']['best']:g} GB/s.")
 
 
 def _suites(rows: Sequence[Row]) -> str:
