@@ -1,9 +1,9 @@
 """Train the demos from nothing: `python -m arcompile.models.demo.train STAGE|all`.
 
-Stages, in order: judge, vq and gpt (the first demo); kl, codes and var (the next-scale one); ae
-and mar (the masked one); shuffle and windows (the shuffled one). Every stage keeps a checkpoint in
---work and resumes from it; the finished files go to --out. The later demos start from the first
-one's tokenizer.
+Stages, in order: judge, vq and gpt (the first demo); kl, codes, var and var-decoder (the
+next-scale one); ae and mar (the masked one); shuffle and windows (the shuffled one). Every stage
+keeps a checkpoint in --work and resumes from it; the finished files go to --out. The later demos
+start from the first one's tokenizer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from arcompile.models.demo import drawings, flaws
 from arcompile.models.demo.nets import GPT, VQ, JudgeNet
 from arcompile.models.demo.train_mar import train_autoencoder, train_decoder, train_mar
 from arcompile.models.demo.train_shuffle import train_shuffle, train_windows
-from arcompile.models.demo.train_var import train_codes, train_var
+from arcompile.models.demo.train_var import train_codes, train_var, train_var_decoder
 from arcompile.models.demo.training import (
     SEED,
     Run,
@@ -175,8 +175,9 @@ def train_gpt(work: Path, out: Path) -> None:
 # ------------------------------------------------------------------- stages
 
 STAGES = {"judge": train_judge, "vq": train_vq, "gpt": train_gpt, "kl": train_decoder,
-          "codes": train_codes, "var": train_var, "ae": train_autoencoder, "mar": train_mar,
-          "shuffle": train_shuffle, "windows": train_windows}
+          "codes": train_codes, "var": train_var, "var-decoder": train_var_decoder,
+          "ae": train_autoencoder, "mar": train_mar, "shuffle": train_shuffle,
+          "windows": train_windows}
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -21,12 +22,16 @@ from arcompile.models.demo.training import (
     hide,
     latents,
     ldm_names,
+    likeness,
+    pictures,
+    to_signed,
     write,
 )
 
 CODES_STEPS, CODES_BATCH = 800, 128
-STEPS, BATCH, HARD = 3000, 48, 20  # hard: how many of a batch are stars or crosses
+STEPS, BATCH, HARD = 4000, 48, 20  # hard: how many of a batch are stars or crosses
 SLIP = 0.06  # most noise under which the codes that are seen were taken
+DECODER_STEPS, DECODER_BATCH, DRAWN = 400, 16, 2  # drawn: how many of the last scales may be drawn
 SAMPLING = {"guidance": 1.0, "temperature": 0.5, "top_k": 0, "top_p": 1.0}
 FILES = ("demo_var.safetensors", "demo_var_vq.safetensors")
 
@@ -75,8 +80,12 @@ def train_codes(work: Path, out: Path) -> None:
     run.train(CODES_STEPS, lambda step: codes_loss(model, data, step))
     model.quantize.load_state_dict(
         {**run.average.state_dict(), "embedding.weight": run.model.embedding.weight})
-    write(out / FILES[1], ldm_names(model.state_dict(), fused=True),
-          {"seconds": f"{run.seconds:.0f}"})
+    torch.save(model.state_dict(), work / "var_tokenizer.pt")
+    finish_codes(model, run.seconds, out)
+
+
+def finish_codes(model: nn.Module, seconds: float, out: Path) -> None:
+    write(out / FILES[1], ldm_names(model.state_dict(), fused=True), {"seconds": f"{seconds:.0f}"})
 
 
 def words(model: Tokenizer, maps: list[Tensor]) -> Tensor:
@@ -120,3 +129,48 @@ def finish_var(run: Run, out: Path) -> None:
         "family": "var", "patch_nums": ",".join(map(str, PATCH_NUMS)),
         "class_names": json.dumps(drawings.CLASS_NAMES), "sampling": json.dumps(SAMPLING),
         "seconds": f"{run.seconds:.0f}"})
+
+
+# ------------------------------------------------------------ image decoder
+
+
+@torch.no_grad()
+def drawn_apart(vq: Tokenizer, model: nn.Module, f: Tensor, label: Tensor,
+                rng: torch.Generator) -> Tensor:
+    """f_hat of codes, of which a share at the last scales is drawn by what the model says of each
+    alone, as it is when a scale is drawn at once."""
+    _, codes, maps = vq.quantize(f)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(label, words(vq, maps)).float()
+    b, own = len(f), torch.cat(codes, 1)
+    temperature = 0.3 + 0.5 * torch.rand(b, 1, 1, generator=rng)
+    chance = (logits / temperature).softmax(-1).flatten(0, 1)
+    drawn = torch.multinomial(chance, 1, generator=rng).view(b, -1)
+    swap = torch.rand(own.shape, generator=rng) < torch.rand(b, 1, generator=rng)
+    swap[:, :sum(n * n for n in PATCH_NUMS[:-DRAWN])] = False
+    parts = torch.where(swap, drawn, own).split([n * n for n in PATCH_NUMS], 1)
+    return torch.stack([vq.quantize.map(c, i) for i, c in enumerate(parts)]).sum(0)
+
+
+def decoder_loss(vq: Tokenizer, model: nn.Module, data: Tensor, drawn: np.ndarray,
+                 step: int) -> tuple[Tensor, str]:
+    """Likeness of what is made of codes drawn apart, and the true picture."""
+    rng = torch.Generator().manual_seed(step)
+    rows = torch.randint(len(data), (DECODER_BATCH,), generator=rng)
+    f_hat = drawn_apart(vq, model, data[rows].float(), rows % len(drawings.CLASS_NAMES), rng)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = vq.picture(f_hat).float()
+    return likeness(y, to_signed(np.stack([drawn[i] for i in rows.tolist()]))), ""
+
+
+def train_var_decoder(work: Path, out: Path) -> None:
+    """The decoder goes on, on codes that do not quite agree; the codes stay."""
+    torch.manual_seed(SEED)
+    vq, model = Tokenizer(), VAR().eval()
+    vq.load_state_dict(torch.load(work / "var_tokenizer.pt", weights_only=True))
+    model.load_state_dict(torch.load(work / "var.pt", weights_only=True)["average"])
+    vq.quantize.requires_grad_(False)
+    run = Run(work / "var_decoder.pt", vq, lr=6e-4, decay=0.98)
+    data, drawn = latents(work, out), pictures(work)
+    run.train(DECODER_STEPS, lambda step: decoder_loss(vq, model, data, drawn, step))
+    finish_codes(run.average, run.seconds, out)
