@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from arcompile.program import Program
 from arcompile.program_text import parse_program
 from arcompile.raster import codebook
 from arcompile.runtime import bundle
-from arcompile.weights import Array, Store, Weights, used
+from arcompile.weights import TURNED, Array, Store, Weights, used
 
 TEXT, WEIGHTS = "program.arc", "weights.safetensors"
 
@@ -46,8 +47,19 @@ def _read(folder: str, mark: str) -> Program:
 def weights(folder: str) -> Weights:
     """By name, each loaded when it is asked for. Raises ArcError."""
     _manifest(folder)
-    held = open_checkpoint(Path(folder) / WEIGHTS).weights("")
-    return Weights({k: partial(held.load, k) for k in held})
+    file = open_checkpoint(Path(folder) / WEIGHTS)
+    held = file.weights("")
+    try:
+        turned = {str(k) for k in json.loads(file.metadata.get(TURNED, "[]"))}
+    except (ValueError, TypeError, RecursionError):
+        raise ArcError(f"the weights of {folder} do not say which of them are turned",
+                       hint="rebuild the engine") from None
+    return Weights({k: partial(_load, held, k, k in turned) for k in held})
+
+
+def _load(held: Any, name: str, turned: bool) -> Array:
+    found: Array = held.load(name)
+    return found.T if turned else found
 
 
 def _manifest(folder: str) -> dict[str, Any]:

@@ -24,13 +24,15 @@ DTYPES = {v: k for k, v in NAMES.items()}
 ALIGN = 4096  # the data starts at a page, so that a runtime can map it
 
 
-def layout(types: Mapping[str, Type]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    """The header with its length, and name -> (offset in the file, bytes)."""
+def layout(types: Mapping[str, Type], notes: Mapping[str, str] | None = None
+           ) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    """The header with its length, and name -> (offset in the file, bytes). notes: its metadata."""
     spans, at, types = {}, 0, _aligned(types)
     for name, t in types.items():
         spans[name] = (at, t.nbytes())
         at += t.nbytes()
-    header = {name: {"dtype": NAMES[types[name].dtype], "shape": list(types[name].shape),
+    header: dict[str, Any] = {"__metadata__": dict(notes)} if notes else {}
+    header |= {name: {"dtype": NAMES[types[name].dtype], "shape": list(types[name].shape),
                      "data_offsets": [a, a + n]} for name, (a, n) in spans.items()}
     raw = json.dumps(header, separators=(",", ":")).encode()
     raw += b" " * (-(len(raw) + 8) % ALIGN)
@@ -47,9 +49,10 @@ def _aligned(types: Mapping[str, Type]) -> dict[str, Type]:
 
 
 def write(path: Path, types: Mapping[str, Type], load: Callable[[str], Any],
-          progress: Callable[[float], None] = lambda f: None) -> str:
+          progress: Callable[[float], None] = lambda f: None,
+          notes: Mapping[str, str] | None = None) -> str:
     """Write the tensors in order; returns the file's sha256."""
-    head, spans = layout(types)
+    head, spans = layout(types, notes)
     total, seen = max(1, sum(n for _, n in spans.values())), 0
     digest = hashlib.sha256(head)
     with path.open("wb") as f:
@@ -94,6 +97,7 @@ def _mapped(path: Path, names: Iterable[str] | None) -> dict[str, Any]:
         header = json.loads(f.read(n))
     raw = np.memmap(path, np.uint8, "r", offset=8 + n) if path.stat().st_size > 8 + n else None
     found = {}
+    header.pop("__metadata__", None)
     for name in header if names is None else names:
         entry = header[name]
         lo, hi = entry["data_offsets"]

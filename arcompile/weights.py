@@ -13,6 +13,7 @@ from arcompile.ir import OPS, Graph, Value
 
 Array = np.ndarray[Any, Any]
 Load = Callable[[], Array]
+TURNED = "turned"  # in a weights file's metadata: names stored column by column, a JSON list
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import statistics
@@ -23,7 +24,7 @@ from arcompile.runtime.loop import Array, Env, zeros
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
 from arcompile.targets.onnx_emit import DTYPES as ELEMENT
-from arcompile.weights import Store, used
+from arcompile.weights import TURNED, Store, used
 
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
           "tensor(int32)": "i32", "tensor(bool)": "bool", "tensor(double)": "f64",
@@ -333,7 +334,8 @@ class OrtCpu(Target):
         types = {k: Type(v.type.dtype, v.type.shape[::-1] if k in columns else v.type.shape)
                  for k, v in used(program.graphs).items()}
         types = _aligned(types)
-        _, spans = safetensors.layout(types)
+        notes = {TURNED: json.dumps(sorted(columns))} if columns else None
+        _, spans = safetensors.layout(types, notes)
 
         def read(name: str) -> Array:
             return np.ascontiguousarray(store[name].T) if name in columns else store[name]
@@ -344,7 +346,7 @@ class OrtCpu(Target):
                          turned=columns, kernels=self.kernels)
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
-        safetensors.write(folder / WEIGHTS, types, read, lambda f: progress("weights", f))
+        safetensors.write(folder / WEIGHTS, types, read, lambda f: progress("weights", f), notes)
         light.write(program, folder)
 
     def wide(self, program: Program, graph: str) -> bool:

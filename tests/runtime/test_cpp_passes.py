@@ -13,7 +13,9 @@ import pytest
 import tiny
 from tiny_scales import NORMAL, rows, scales
 
-from arcompile.weights import of_arrays
+from arcompile import partner
+from arcompile.pipeline import parse_pipeline, run
+from arcompile.weights import Store, of_arrays
 
 pytestmark = pytest.mark.ort
 ASKED = ({"seed": 3, "guidance": 2.0}, {"seed": [3, 4], "guidance": [2.0, 1.0]},
@@ -55,18 +57,20 @@ def test_drafts(lib, tmp_path, passes):
     agree(lib, engine(tmp_path / "engine", p, tiny.weights(p), passes))
 
 
-def test_an_engine_drafts(lib, tmp_path):
+@pytest.mark.parametrize("passes", ["", f"{NORMAL}, fuse-sampling"])  # the latter turns weights
+def test_an_engine_drafts(lib, tmp_path, passes):
     p, other = raster(), tiny.llama(1)
-    small = engine(tmp_path / "small", other, tiny.weights(other))
-    (small / "program.arc").write_text(f"{other}\n")
+    small = engine(tmp_path / "small", other, tiny.weights(other), passes)
+    made = run(other, parse_pipeline(passes), tiny.weights(other))
+    (small / "program.arc").write_text(f"{made}\n")
     engines.signed(small)
+    held, stored = Store(tiny.weights(other), made.fold), partner.weights(str(small))
+    assert all(np.array_equal(stored[k], held[k]) for k in stored.load)
     way = f"draft{{window=3,engine='{small}'}}"
     agree(lib, engine(tmp_path / "engine", replace(p, finish=()), *_joined(p, way), way))
 
 
 def _joined(p, way):
-    from arcompile.pipeline import parse_pipeline
-
     own = tiny.weights(p)
     brought = parse_pipeline(way)[0].brings().load
     return (of_arrays({k: np.asarray(own[k]) for k in own.load}).plus(brought),)

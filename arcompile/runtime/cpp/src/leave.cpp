@@ -5,6 +5,48 @@
 
 namespace arc {
 
+// Of each step: does it read a state that neither later steps nor the finish do? Only then is there
+// something to let go of; steps of few microseconds notice.
+std::vector<bool> Loop::last_readers() const {
+  std::map<std::size_t, bool> later;  // of each state: is it read later?
+  for (const auto& [name, type] : p_.state) later[models_.slots()[name]] = false;
+  const auto read = [&](const std::vector<Call>& calls) {
+    bool first = false;
+    for (const Call& c : calls) {
+      for (const Port& input : models_.session(c.graph).inputs()) {
+        const auto state = later.find(input.slot);
+        if (state == later.end() || state->second) continue;
+        first = state->second = true;
+      }
+    }
+    return first;
+  };
+  read(p_.finish);
+  std::vector<bool> out(p_.steps.size(), false);
+  const Work* seen = nullptr;
+  for (std::size_t i = p_.steps.size(); i-- > 0;) {
+    const Work* work = p_.steps[i].work.get();
+    if (work != seen) out[i] = read(work->calls);
+    seen = work;
+  }
+  if (p_.finish.empty() && !out.empty()) out.back() = false;  // they are what the run makes
+  return out;
+}
+
+// The graphs that still run from this step on.
+Graphs Loop::graphs_from(std::size_t step) const {
+  Graphs out;
+  const Work* seen = nullptr;
+  for (std::size_t i = step; i < p_.steps.size(); ++i) {
+    const Work* work = p_.steps[i].work.get();
+    if (work == seen) continue;
+    for (const Call& c : work->calls) out.insert(c.graph);
+    seen = work;
+  }
+  for (const Call& c : p_.finish) out.insert(c.graph);
+  return out;
+}
+
 // Caches that these graphs, all that are still to run, do not read: others need the memory.
 void Loop::forget(const Graphs& later) {
   std::set<std::size_t> read;

@@ -33,29 +33,10 @@ Ref gather(const Tensor& whole, const Tensor& index) {
   Shape shape = whole.shape;
   const std::size_t row = whole.bytes() / static_cast<std::size_t>(shape[0]);
   shape[0] = index.shape[0];
-  Ref out = Tensor::zeros(whole.dtype, shape);
+  Ref out = Tensor::blank(whole.dtype, shape);
   for (std::int64_t i = 0; i < shape[0]; ++i) {
     const auto from = static_cast<std::size_t>(index.as<std::int64_t>()[i]);
     std::memcpy(out->as<char>() + static_cast<std::size_t>(i) * row, whole.as<char>() + from * row, row);
-  }
-  return out;
-}
-
-// The graphs that still run when so many steps are done; one entry more than steps.
-std::vector<std::shared_ptr<const Graphs>> later_graphs(const Program& p) {
-  auto now = std::make_shared<Graphs>();
-  for (const Call& c : p.finish) now->insert(c.graph);
-  std::vector<std::shared_ptr<const Graphs>> out(p.steps.size() + 1, now);
-  const Work* seen = nullptr;
-  for (std::size_t i = p.steps.size(); i-- > 0;) {
-    const Work* work = p.steps[i].work.get();
-    if (work != seen) {
-      auto more = std::make_shared<Graphs>(*now);
-      for (const Call& c : work->calls) more->insert(c.graph);
-      if (more->size() > now->size()) now = more;
-    }
-    seen = work;
-    out[i] = now;
   }
   return out;
 }
@@ -190,9 +171,7 @@ void Loop::run(bool finish) {
   timings_.sessions = in_sessions() - before;
   const auto done = Clock::now();
   if (finish && !p_.finish.empty()) {
-    Graphs graphs;
-    for (const Call& c : p_.finish) graphs.insert(c.graph);
-    forget(graphs);
+    forget(graphs_from(p_.steps.size()));
     bounds_.clear();
     how_ = last_.get();
     const auto* t = tokens_->as<std::int64_t>();
@@ -208,7 +187,7 @@ void Loop::run(bool finish) {
 // False where on_step had enough.
 bool Loop::run_steps() {
   Window window(*this);
-  const auto later = later_graphs(p_);
+  const std::vector<bool> last = last_readers();
   std::size_t done = 0;
   for (std::size_t i = 0; i < p_.steps.size(); ++i) {
     const Step& s = p_.steps[i];
@@ -229,7 +208,7 @@ bool Loop::run_steps() {
     for (std::int64_t r = 0; r < rows_; ++r) past_->as<std::int32_t>()[r] += more;
     env_[slot_.past] = past_;
     done += s.span();
-    if (later[i + 1] != later[i] && !later[i + 1]->empty()) forget(*later[i + 1]);
+    if (last[i]) forget(graphs_from(i + 1));
     dismiss(done);
     if (!s.work->window && !report(done)) return false;
   }

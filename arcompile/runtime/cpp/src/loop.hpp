@@ -87,6 +87,8 @@ class Loop {
   }
   void commit(const Where& where, const Ref& token);
   bool report(std::size_t done);
+  std::vector<bool> last_readers() const;
+  Graphs graphs_from(std::size_t step) const;
   void forget(const Graphs& later);
   void dismiss(std::size_t done);
   Ref partial();

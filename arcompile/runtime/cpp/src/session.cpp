@@ -63,7 +63,8 @@ bool is_read_here(const std::string& name) {
 
 std::size_t Slots::operator[](const std::string& name) {
   const std::lock_guard<std::mutex> held(lock_);
-  return known_.emplace(name, known_.size()).first->second;
+  const auto found = known_.find(name);
+  return found != known_.end() ? found->second : known_.emplace(name, known_.size()).first->second;
 }
 
 Session::Session(std::shared_ptr<const ort::Library> library, const std::string& graph,
@@ -135,7 +136,7 @@ void Bound::run(Env& env, const OrtRunOptions* options, bool in_place) {
 void Bound::bind_carried(bool in_place) {
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Port& r = s_.results()[i];
-    if (r.renews) bind_output(i, Tensor::zeros(out_[i]->dtype, out_[i]->shape));
+    if (r.renews) bind_output(i, Tensor::blank(out_[i]->dtype, out_[i]->shape));
     if (r.carried < 0) continue;
     const Ref& from = last_[static_cast<std::size_t>(r.carried)];
     if (r.stays && !(from->device && in_place)) {
@@ -210,7 +211,7 @@ void Bound::make_outputs() {
     if (r.carried >= 0) continue;
     const Shape shape = r.type.shape_of(known);
     if (out_[i] && out_[i]->shape == shape) continue;
-    bind_output(i, r.renews ? Tensor::zeros(r.type.dtype, shape) : room(i, shape));
+    bind_output(i, r.renews ? Tensor::blank(r.type.dtype, shape) : room(i, shape));
   }
 }
 
@@ -221,7 +222,7 @@ Ref Bound::room(std::size_t i, const Shape& shape) {
   const std::size_t need = count(shape), held = rooms_[i] ? rooms_[i]->size() : 0;
   if (need > held || !held) {
     const std::size_t more = held ? std::max(need, 2 * held) : need;
-    rooms_[i] = Tensor::zeros(dtype, {static_cast<std::int64_t>(more)});
+    rooms_[i] = Tensor::blank(dtype, {static_cast<std::int64_t>(more)});
   }
   return rooms_[i]->reshaped(shape);
 }
@@ -261,7 +262,7 @@ void Bound::run_each(Env& env, std::int64_t n, const OrtRunOptions* options) {
       const std::int64_t rows = one[0];
       if (!made[i]) {
         one[0] *= n;
-        made[i] = Tensor::zeros(s_.results()[i].type.dtype, one);
+        made[i] = Tensor::blank(s_.results()[i].type.dtype, one);
       }
       bind_output(i, made[i]->rows(k * rows, rows));
     }

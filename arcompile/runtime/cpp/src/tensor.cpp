@@ -55,12 +55,14 @@ void convert(DType dtype, const void* from, void* to, std::size_t n) {
 
 }  // namespace
 
-Ref Tensor::zeros(DType dtype, Shape shape) {
+namespace {
+
+// In a block from malloc or calloc, which is larger by kAlign.
+Ref in_block(DType dtype, Shape shape, void* (*take)(std::size_t)) {
   auto out = std::make_shared<Tensor>();
   out->dtype = dtype;
   out->shape = std::move(shape);
-  // calloc leaves large blocks to the system's zero pages, so an unused cache costs nothing.
-  void* block = std::calloc(out->bytes() + kAlign, 1);
+  void* block = take(out->bytes() + kAlign);
   if (!block) {
     throw Error("no memory for a tensor of " + std::to_string(out->bytes()) + " bytes", "",
                 Code::machine);
@@ -69,6 +71,17 @@ Ref Tensor::zeros(DType dtype, Shape shape) {
   const auto at = reinterpret_cast<std::uintptr_t>(block);
   out->data = reinterpret_cast<void*>((at + kAlign - 1) & ~(kAlign - 1));
   return out;
+}
+
+}  // namespace
+
+// calloc leaves large blocks to the system's zero pages, so an unused cache costs nothing.
+Ref Tensor::zeros(DType dtype, Shape shape) {
+  return in_block(dtype, std::move(shape), [](std::size_t n) { return std::calloc(n, 1); });
+}
+
+Ref Tensor::blank(DType dtype, Shape shape) {
+  return in_block(dtype, std::move(shape), [](std::size_t n) { return std::malloc(n); });
 }
 
 Ref Tensor::of(const View& view) {
@@ -117,7 +130,7 @@ Ref Tensor::reshaped(Shape to) const {
 }
 
 Ref Tensor::copy() const {
-  Ref out = zeros(dtype, shape);
+  Ref out = blank(dtype, shape);
   if (bytes()) std::memcpy(out->data, data, bytes());
   return out;
 }

@@ -29,6 +29,7 @@ struct Tensor {
   std::size_t bytes() const { return size() * size_of(dtype); }
 
   static Ref zeros(DType dtype, Shape shape);
+  static Ref blank(DType dtype, Shape shape);  // for what is written before it is read
   static Ref of(const View& view);  // no copy; lent
   static Ref of(const Constant& constant);
   // Rows [from, from + n) of the first axis, in the same memory.
