@@ -331,9 +331,9 @@ class OrtCpu(Target):
         few = [g for g in program.graphs if _few(program, g.name)] if self.kernels else []
         many = used(g for g in program.graphs if g not in few)
         columns = turned(few) - many.keys()
-        types = {k: Type(v.type.dtype, v.type.shape[::-1] if k in columns else v.type.shape)
-                 for k, v in used(program.graphs).items()}
-        types = _aligned(types)
+        types = _aligned({
+            k: Type(v.type.dtype, v.type.shape[::-1] if k in columns else v.type.shape)
+            for k, v in used(program.graphs).items()})
         notes = {TURNED: json.dumps(sorted(columns))} if columns else None
         _, spans = safetensors.layout(types, notes)
 
