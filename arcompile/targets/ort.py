@@ -334,8 +334,7 @@ class OrtCpu(Target):
         types = _aligned({
             k: Type(v.type.dtype, v.type.shape[::-1] if k in columns else v.type.shape)
             for k, v in used(program.graphs).items()})
-        notes = {TURNED: json.dumps(sorted(columns))} if columns else None
-        _, spans = safetensors.layout(types, notes)
+        _, spans = safetensors.layout(types, notes := {TURNED: json.dumps(sorted(columns))})
 
         def read(name: str) -> Array:
             return np.ascontiguousarray(store[name].T) if name in columns else store[name]
