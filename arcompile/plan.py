@@ -22,12 +22,14 @@ UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 class Memory:
     """How a target uses memory. resident: bytes of the runtime itself; graph, node: what each
     loaded graph and each of its nodes add to that. arenas: each graph keeps what it once needed.
-    in_place: a state's next value takes the place of the last."""
+    waste: what its allocator takes for each byte that is live at once. in_place: a state's next
+    value takes the place of the last."""
 
     resident: int = 60 << 20
     graph: int = 0
     node: int = 0
     arenas: bool = False
+    waste: float = 1.0
     in_place: bool = False
 
 
@@ -108,7 +110,8 @@ def _peaks(runs: Iterable[Run], carried: set[str], memory: Memory) -> int:
             seen.add(key)
             here = _peak(run.graph, run.sizes, carried)
             most[run.graph.name] = max(most.get(run.graph.name, 0), here)
-    return sum(most.values()) if memory.arenas else max(most.values(), default=0)
+    need = sum(most.values()) if memory.arenas else max(most.values(), default=0)
+    return int(memory.waste * need)
 
 
 def _peak(g: Graph, sizes: Mapping[str, int], carried: set[str]) -> int:
