@@ -317,9 +317,7 @@ class OrtCpu(Target):
     passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, channels-last, residual-norm, "
               "rotary-attention, fuse-sampling, dead-code")
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx")
-    # measured with numpy, Pillow and our kernels: docs/caches.md
-    memory = Memory(resident=70_000_000, graph=550_000, node=20_000, arenas=True, waste=1.6,
-                    in_place=True)
+    memory = Memory(70_000_000, 550_000, 20_000, arenas=True, waste=1.6, in_place=True)  # measured
     provider = CPU
     models: type[Models] = Models
     kernels = True  # our own, where they are built
