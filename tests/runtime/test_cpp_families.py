@@ -25,7 +25,7 @@ CACHES = (*(f"kv-{p}{{ratio=0.5}}" for p in ("streaming", "snap", "h2o", "pyrami
           "kv-int8", "kv-int4", "kv-snap{ratio=0.5}, kv-int8")
 DRAFTS = (*(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern", "cool-sd")),
           "scd{window=8,coupling='gumbel'}", "sjd{window=12,guess='above'}",
-          "draft{window=4,by='int4'}", "draft{window=3,by='shallow{layers=2}, kv-int4'}",
+          "draft{window=4,by='int4'}", "draft{window=3,by='shallow{layers=2}, int8'}",
           "draft{window=4,engine='PLAIN'}")
 RASTER = ("shallow{layers=2}", "guidance{last=32}", "zipar", "auto", "kv-rows{ratio=0.5}",
           "int8, jacobi{window=8}", "int4, scd{window=8}")
