@@ -89,9 +89,10 @@ class Quantise(Pass):
     """The base of the passes that quantise weights; they say how by `forms`.
 
     bound: the largest relative error of a weight; those beyond it stay as they are, and at 0 all
-    do. embeddings, head, decoder: whether those are quantised too (the decoder with whatever only
-    runs after the last step). least: the fewest numbers of a matrix that is worth it. skip: names
-    of weights that stay, with * and ?, apart by spaces.
+    do. embeddings, head, sampler, decoder: whether those are quantised too (the decoder with
+    whatever only runs after the last step; sampler: a head that is itself one, as MAR's, whose
+    loop makes errors thousands of times larger). least: the fewest numbers of a matrix that is
+    worth it. skip: names of weights that stay, with * and ?, apart by spaces.
     """
 
     keeps: ClassVar[Keeps] = "quality"
@@ -99,6 +100,7 @@ class Quantise(Pass):
     bound: float = 0.05
     embeddings: bool = True
     head: bool = True
+    sampler: bool = False
     decoder: bool = False
     least: int = 4096
     skip: str = ""
@@ -133,8 +135,11 @@ class Quantise(Pass):
 
     def _choices(self, p: Program) -> Iterator[tuple[Value, Form | Miss]]:
         late, heads, how = _late(p), _heads(p), self.forms(p)
+        samplers = set() if self.sampler else _samplers(p)
         for w, uses in weights_of(p).items():
             try:
+                if any(u.graph.name in samplers for u in uses):
+                    raise Miss("it is of a head that samples; sampler=True quantises that")
                 yield w, self._choice(w, uses, late, heads, how)
             except Miss as miss:
                 yield w, miss
@@ -204,6 +209,15 @@ def _late(p: Program) -> set[str]:
     """Graphs that run after the last step, or not in the loop at all."""
     loop = {c.graph for s in p.steps for c in s.calls} | {c.graph for c in p.prompt}
     return {g.name for g in p.graphs} - loop
+
+
+def _samplers(p: Program) -> set[str]:
+    """Graphs that a step runs time and again, if the smaller part of what it reads is theirs."""
+    calls = [c for s in p.steps for c in s.calls]
+    again = {c.graph for c in calls if c.loop}
+    size = {g.name: sum(int(w.type.size()) for w in g.weights) for g in p.graphs}
+    rest = {c.graph for c in calls} - again
+    return again if sum(size[g] for g in again) < sum(size[g] for g in rest) else set()
 
 
 def _heads(p: Program) -> set[str]:

@@ -139,3 +139,18 @@ def test_cuda_has_groups_only(tmp_path):
     with pytest.raises(ArcError, match="no CUDA kernel for matmul_int8"):
         TARGETS["ort-cuda"].lower(p, Store(weights(of(G)), p.fold), tmp_path, lambda s, f: None)
     assert not list(tmp_path.iterdir())
+
+
+def test_leaves_a_head_that_samples():
+    """MAR's sampler multiplies an error of the noise by thousands: its head keeps its precision."""
+    from arcompile.compile import exported
+    from arcompile.family import FAMILIES
+
+    mar = FAMILIES["mar"]
+    p = exported(mar.model(mar.random("tiny"), {}))
+    head = {w.name for w in p.graph("head").weights}
+    assert head
+    assert not head & dict(small().choices(p)).keys()
+    assert head & dict(small(sampler=True).choices(p)).keys()
+    xar = exported(FAMILIES["xar"].model(FAMILIES["xar"].random("tiny"), {}))
+    assert dict(small().choices(xar))  # the whole transformer flows: it is no head
