@@ -7,6 +7,7 @@ a row once there is a past; graphs whose steps query more use the standard pair.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from arcompile import dims
 from arcompile.errors import ArcError
@@ -90,11 +91,24 @@ def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
         bias = e.once(("bias", keep[0]), lambda: e.op(
             "Where", _keep(e, keep[0], past, s, total), *_hide(e, n)))
         more = ["", bias]
-    qkv = (packed, "", "") if packed else (q, k, v)
-    return e.ms("GroupQueryAttention", *qkv, kc, vc, last, most, cos, sin, *more, outs=3,
-                num_heads=n.attrs["heads"], kv_num_heads=n.attrs["kv_heads"], do_rotary=1,
-                rotary_interleaved=int(n.attrs["interleaved"]),
-                scale=n.attrs["scale"])
+    a = n.attrs
+    grouped = partial(_group_query, num_heads=a["heads"], kv_num_heads=a["kv_heads"], do_rotary=1,
+                      rotary_interleaved=int(a["interleaved"]), scale=a["scale"])
+    if not packed:
+        return grouped(e, q, k, v, kc, vc, last, most, cos, sin, *more)
+
+    def body(e: Nodes, packed: str, *rest: str) -> list[str]:
+        return grouped(e, packed, "", "", *rest[:6], *more)
+
+    inputs = packed, kc, vc, last, most, cos, sin
+    if keep or n.args[0].type.dtype != "f32":
+        return body(e, *inputs)
+    how = e.const([a["heads"], a["kv_heads"], int(a["interleaved"])])
+    return list(e.kernel("DecodeAttention", body, *inputs, how, e.float([a["scale"]])))
+
+
+def _group_query(e: Nodes, *x: str, **attrs: Any) -> list[str]:
+    return list(e.ms("GroupQueryAttention", *x, outs=3, **attrs))
 
 
 def _packed(e: Emitter, n: Node) -> str:

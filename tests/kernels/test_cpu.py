@@ -13,7 +13,7 @@ from onnx import helper as h
 
 from arcompile.errors import ArcError
 from arcompile.kernels import cpu
-from arcompile.ops.attention import attention
+from arcompile.ops.attention import attention, decode_attention
 from arcompile.ops.nn import group_norm, group_norm_silu, residual_norm, swiglu
 from arcompile.ops.sampling import draw, filter_logits
 from arcompile.targets.onnx_attention import MASKS
@@ -21,7 +21,7 @@ from arcompile.targets.onnx_attention import MASKS
 RNG = np.random.default_rng(0)
 F32, I32 = ctypes.POINTER(ctypes.c_float), ctypes.POINTER(ctypes.c_int32)
 I64 = ctypes.c_int64
-DTYPES = {"f": T.FLOAT, "l": T.INT64}
+DTYPES = {"f": T.FLOAT, "i": T.INT32, "l": T.INT64}
 
 
 class Lanes(ctypes.Structure):
@@ -130,6 +130,38 @@ def run(library, name, *arrays, outs=1):
     found = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]).run(None, given)
     return found[0] if outs == 1 else found
+
+
+@pytest.mark.parametrize(("s", "heads", "kv", "pairs"),
+                         [(1, 4, 4, True), (1, 4, 2, False), (5, 4, 2, True), (20, 2, 1, False)])
+def test_decode_attention(library, s, heads, kv, pairs):
+    """Rotary, both caches and the attention of steps that query one slot, or a prompt's."""
+    r, width, slots = 2, 32, 40
+    past = np.array([3, 11], np.int32)
+    qkv = RNG.standard_normal((r, s, (heads + 2 * kv) * width), np.float32)
+    caches = RNG.standard_normal((2, r, kv, slots, width), np.float32)
+    cos, sin = RNG.standard_normal((2, slots, width // 2), np.float32)
+    q, k, v = np.split(qkv, [heads * width, (heads + kv) * width], -1)
+    wants = decode_attention(q, k, v, *caches, past, cos, sin, heads=heads, kv_heads=kv,
+                             scale=0.2, mask="causal", interleaved=pairs)
+    last = past + np.int32(s - 1)
+    most = last.max(keepdims=True).reshape(())
+    found = run(library, "DecodeAttention", qkv, *caches, last, most, cos, sin,
+                np.array([heads, kv, int(pairs)]), np.array([0.2], np.float32), outs=3)
+    assert np.allclose(found[0], wants[0], atol=1e-5)
+    for got, want in zip(found[1:], wants[1:], strict=True):
+        assert np.allclose(got, want, atol=1e-5)
+
+
+def test_decode_attention_stays_within_its_caches(library):
+    """A position beyond the last slot, of an engine that lies, writes to nobody's memory."""
+    qkv, caches = np.ones((1, 1, 3 * 16), np.float32), np.zeros((2, 1, 1, 4, 16), np.float32)
+    turns = np.ones((2, 4, 8), np.float32)
+    for last in (-9, 9, 2**31 - 1):
+        at = np.array([last], np.int32)
+        found = run(library, "DecodeAttention", qkv, *caches, at, at.reshape(()), *turns,
+                    np.array([1, 1, 0]), np.array([1.0], np.float32), outs=3)
+        assert found[2][0, 0, 0 if last < 0 else 3].all()
 
 
 def test_residual_norm_of_many_rows(library):

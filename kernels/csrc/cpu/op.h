@@ -17,6 +17,7 @@ struct Tensor {
 
   float* f32() const { return static_cast<float*>(data); }
   int64_t* i64() const { return static_cast<int64_t*>(data); }
+  int32_t* i32() const { return static_cast<int32_t*>(data); }
   int8_t* i8() const { return static_cast<int8_t*>(data); }
   int64_t count() const {
     int64_t n = 1;
@@ -110,6 +111,7 @@ struct Ops {
 };
 
 Ops conv_ops();    // conv.cpp
+Ops decode_ops();  // decode.cpp
 Ops linear_ops();  // linear.cpp
 Ops few_ops();     // few.cpp
 

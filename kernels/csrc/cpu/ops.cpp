@@ -133,7 +133,7 @@ ort::Status* domain_of(const void* const* runtime, ort::Domain** out) {
     if (slots == runtime) return *out = domain, nullptr;
   ort::Domain* domain = nullptr;
   if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
-  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), linear_ops(), few_ops()})
+  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), decode_ops(), linear_ops(), few_ops()})
     for (const Declared& op : ops)
       if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
   all.made.emplace_back(runtime, domain);

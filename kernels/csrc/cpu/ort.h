@@ -16,7 +16,7 @@ struct Domain;
 struct Info;
 
 constexpr uint32_t API = 17;
-enum Type : int { FLOAT = 1, UINT8 = 2, INT8 = 3, INT64 = 7, BFLOAT16 = 16 };
+enum Type : int { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7, BFLOAT16 = 16 };
 
 struct Base {
   const void* const* (*api)(uint32_t version);
