@@ -140,3 +140,11 @@ def test_import_is_quick():
     code = f"import arcompile, sys; print(sorted(set(sys.modules) & {HEAVY | {'numpy'}!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_targets_are_told_apart_without_heavy_packages():
+    """To open an engine all targets are looked at: those that it does not use cost nothing."""
+    code = ("import sys\nfrom arcompile.target import TARGETS\nTARGETS.all()\n"
+            f"print(sorted(set(sys.modules) & {HEAVY!r}))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -16,7 +16,6 @@ import numpy as np
 from arcompile import dims
 from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Type
-from arcompile.kernels import lang, tune
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env
@@ -183,6 +182,7 @@ class TorchCuda(TorchCpu):
         self._refuse()
         import torch
 
+        from arcompile.kernels import lang, tune  # Triton: 85 MB that other targets do without
         from arcompile.targets import torch_kernels
 
         torch_kernels.choose(torch.cuda.get_device_name(), tune.kept(), folder / tune.FILE)
