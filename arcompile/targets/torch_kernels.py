@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from arcompile import debug
 from arcompile.errors import ArcError
 from arcompile.ir import Graph, Node, Value
 from arcompile.kernel import KERNELS, case
-from arcompile.kernels.tune import Choices
 from arcompile.targets.torch_attention import cache_append, rope
 from arcompile.targets.torch_feed import feed
 from arcompile.targets.torch_ops import TORCH
 
+if TYPE_CHECKING:  # it brings Triton, 85 MB that other targets do without
+    from arcompile.kernels.tune import Choices
+
 NAMES = {"torch.float32": "f32", "torch.float16": "f16", "torch.bfloat16": "bf16"}
 KERNEL: dict[str, Callable[..., Any]] = {}
-CHOICES = Choices("")  # of no device: the last version of each that takes a case
+CHOICES: dict[str, Choices] = {}  # the one in use, by "now"
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,26 @@ def takes_over(*names: str) -> Callable[[Any], Any]:
 def best(name: str, x: Any, **sizes: Any) -> Callable[..., Any] | None:
     """What to call, or None (and a line in the debug log) when no version takes it."""
     try:
-        return CHOICES.pick(KERNELS[name], case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes))
+        kind = case(NAMES.get(str(x.dtype), str(x.dtype)), **sizes)
+        return _choices().pick(KERNELS[name], kind)
     except ArcError as e:
         debug.log(4, f"miss {name}: {e.hint}")
         return None
 
 
+def _choices() -> Choices:
+    if "now" not in CHOICES:
+        choose("")  # of no device: the last version of each that takes a case
+    return CHOICES["now"]
+
+
 def choose(device: str, *files: Path) -> None:
     """From now on, versions as measured on this device; later files win."""
-    global CHOICES
-    CHOICES = Choices(device)
+    from arcompile.kernels.tune import Choices
+
+    CHOICES["now"] = made = Choices(device)
     for path in files:
-        if reason := CHOICES.read(path):
+        if reason := made.read(path):
             debug.log(1, reason)
 
 
