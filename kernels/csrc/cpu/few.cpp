@@ -8,6 +8,7 @@
 #include <exception>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -35,11 +36,16 @@ struct Packed {
   int64_t k, n;
 };
 
-// f(i) for each core, at once
+// f(i) for each core, at once; what gets no thread of its own is done here.
 template <class F>
 void on_every_core(F f) {
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < cores(); ++i) others.emplace_back(f, i);
+  others.reserve(static_cast<size_t>(cores()));
+  for (int64_t i = 1; i < cores(); ++i) try {
+      others.emplace_back(f, i);
+    } catch (const std::system_error&) {
+      f(i);
+    }
   f(int64_t{0});
   for (std::thread& t : others) t.join();
 }
