@@ -63,3 +63,11 @@ def _traces(tmp_path_factory: pytest.TempPathFactory) -> None:
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     traces.Once.folder = shared / "traces"
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of this test alone."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("ARC_CACHE", str(folder))
+    return folder

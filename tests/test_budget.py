@@ -10,7 +10,7 @@ FILE, FUNCTION, GOLDEN = 400, 60, 60  # lines
 CODE = [p for f in ("arcompile", "passes", "kernels", "models", "bench", "tests")
         for p in sorted((ROOT / f).rglob("*.py"))]
 # The debts there are. They may shrink, never grow; take the line out when it is paid.
-OWED = {"tests/test_checkpoint.py": 612}
+OWED: dict[str, int] = {}
 
 
 def lines(path: Path) -> int:

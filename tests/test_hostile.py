@@ -1,6 +1,6 @@
 """What strangers hand us: engines, IR text, options and folders that lie. One ArcError, or fine.
 
-Checkpoints have tests of their own (test_checkpoint.py). A short run of every fuzz target by
+Checkpoints have tests of their own (test_checkpoint_lies.py). A short run of every fuzz target by
 default, a long one by `--nightly`.
 """
 
