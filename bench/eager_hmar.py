@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arcompile.bench.eager_var import Block, Tokenizer
-from arcompile.bench.eager_vq import tensors
+from arcompile.bench.eager_var import Block, Tokenizer, opened
 from arcompile.family import Source
 from arcompile.models.hmar import Config, config
 
@@ -155,12 +154,4 @@ class Hmar:
 
 def load(source: Source) -> Hmar:
     c = config(source, {})
-    with torch.device("meta"):
-        gpt = Transformer(c)
-    gpt.load_state_dict(tensors(source.tensors), assign=True)
-    assert source.decoder is not None
-    held = tensors(source.decoder, ("decoder.", "post_quant_conv.", "quantize."))
-    with torch.device("meta"):
-        vae = Tokenizer(held)
-    vae.load_state_dict(held, assign=True)
-    return Hmar(gpt.eval(), vae.eval())
+    return Hmar(*opened(source, lambda: Transformer(c)))

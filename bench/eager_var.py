@@ -7,6 +7,7 @@ every step, attention is scaled_dot_product_attention, guidance and sampling are
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -179,14 +180,19 @@ class Var:
         return self.vae.decoder(self.vae.post_quant_conv(self.f_hat))  # type: ignore[no-any-return]
 
 
-def load(source: Source) -> Var:
-    c = config(source, {})
+def opened(source: Source, transformer: Callable[[], nn.Module]) -> tuple[Any, Tokenizer]:
+    """The transformer and the tokenizer with the weights of the checkpoint, ready to run."""
     with torch.device("meta"):
-        gpt = Transformer(c)
+        gpt = transformer()
     gpt.load_state_dict(tensors(source.tensors), assign=True)
     assert source.decoder is not None
     held = tensors(source.decoder, ("decoder.", "post_quant_conv.", "quantize."))
     with torch.device("meta"):
         vae = Tokenizer(held)
     vae.load_state_dict(held, assign=True)
-    return Var(gpt.eval(), vae.eval())
+    return gpt.eval(), vae.eval()
+
+
+def load(source: Source) -> Var:
+    c = config(source, {})
+    return Var(*opened(source, lambda: Transformer(c)))

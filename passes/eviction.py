@@ -105,6 +105,15 @@ def caches(p: Program, name: str, ratio: float) -> Caches:
     return Caches(p, g, own, tuple(int(n) for n in appends), int(slots.pop()))
 
 
+def caches_of_scales(p: Program, name: str, ratio: float) -> Caches:
+    """The same of a program that draws scales; at ratio 0, where nothing is done, of any."""
+    c = caches(p, name, ratio)
+    if ratio and c.raster:
+        raise ArcError(f"pass {name} needs scales, and {p.name} draws token by token",
+                       hint="kv-rows is for raster models")
+    return c
+
+
 def whole(p: Program, name: str) -> None:
     """Raise ArcError unless the program keeps every slot, and never takes one back."""
     if p.cache != FULL:

@@ -7,7 +7,7 @@ structural ones to the neighbours of the query in every scale.
 from __future__ import annotations
 
 from arcompile.errors import ArcError
-from arcompile.passes.eviction import Caches, Group, by_step, caches
+from arcompile.passes.eviction import Caches, Group, by_step, caches_of_scales
 from arcompile.passes.ranges import mark, spread
 from arcompile.pipeline import Pass, register
 from arcompile.program import Program
@@ -40,12 +40,9 @@ class Hack(Pass):
         if not 0 < self.few <= 1 or not 0 <= self.share <= 1:
             raise ArcError(f"pass {self.name}: few and share are shares, got {self.few!r} and "
                            f"{self.share!r}", hint="give numbers from 0 to 1")
-        c = caches(p, self.name, self.ratio)
+        c = caches_of_scales(p, self.name, self.ratio)
         if self.ratio == 0:
             return p
-        if c.raster:
-            raise ArcError(f"pass {self.name} needs scales, and {p.name} draws token by token",
-                           hint="kv-rows is for raster models")
         return by_step(c, self.name, self._groups(c), share=self.twins)
 
     def _groups(self, c: Caches) -> list[Group]:

@@ -12,7 +12,7 @@ from itertools import accumulate
 import numpy as np
 
 from arcompile.errors import ArcError
-from arcompile.passes.eviction import Caches, Group, by_step, caches, held
+from arcompile.passes.eviction import Caches, Group, by_step, caches_of_scales, held
 from arcompile.passes.ranges import mark, selectivity
 from arcompile.pipeline import Pass, register
 from arcompile.program import Program
@@ -46,12 +46,9 @@ class Scale(Pass):
         if not 0 <= self.share < 1 or not 0 <= self.fall < 1:
             raise ArcError(f"pass {self.name}: share and fall are shares, got {self.share!r} and "
                            f"{self.fall!r}", hint="give numbers from 0 to less than 1")
-        c = caches(p, self.name, self.ratio)
+        c = caches_of_scales(p, self.name, self.ratio)
         if self.ratio == 0:
             return p
-        if c.raster:
-            raise ArcError(f"pass {self.name} needs scales, and {p.name} draws token by token",
-                           hint="kv-rows is for raster models")
         each = self.budgets(c, self.roles(c))
         how = {"first": c.appends[0], "observe": OBSERVE, "pool": POOL}
         groups = [Group(tuple(tuple(range(x.kv_heads)) if own == budget else ()
