@@ -136,8 +136,11 @@ def test_hints():
 
 
 def test_prefixes_may_repeat_positions():
-    p = replace(program("raster"), steps=(Step((0, 1, 2), (0, 1, 2)), *raster(9)), accept="prefix")
+    steps = (Step((0, 1, 2), (0, 1, 2)), *raster(9))
+    p = replace(program("raster"), steps=steps, accept="prefix")
     p.verify()
+    with pytest.raises(ArcError, match="commits a position twice"):
+        replace(p, accept="all").verify()
 
 
 @pytest.mark.parametrize("text", ["step", "step*time", "step/each", "step*time/each"])
