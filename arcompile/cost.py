@@ -71,7 +71,7 @@ PER_ELEMENT = {
     "rope": 3, "layer_norm": 8, "group_norm": 8, "group_norm_silu": 12, "rms_norm": 4,
     "residual_norm": 5, "l2_norm": 3,
     "softmax": 5, "silu": 4, "sigmoid": 4, "swiglu": 5, "gelu": 8, "draw": 3, "filter_logits": 8,
-    "quantize_rows": 4,
+    "quantize_rows": 4, "fake_quantize": 4,
     **dict.fromkeys(("reshape", "transpose", "expand", "concat", "slice", "split", "pad", "tail",
                      "gather", "take_along", "put_along", "cache_append", "const", "arange", "full",
                      "cast", "upsample"), 0),
@@ -148,7 +148,7 @@ FLOPS: dict[str, Callable[[_At], int]] = {
     "conv2d": _conv2d, "conv2d_int8": _conv2d, "resize": _resize, "attention": _attention,
     "decode_attention": _decode_attention, "conv_last": _conv_last,
     "norm_conv_last": _norm_conv_last, "linear_int8": _matmul,
-    **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks"), _matmul),
+    **dict.fromkeys(("matmul", "matmul_int8", "matmul_blocks", "matmul_columns"), _matmul),
 }
 
 

@@ -15,7 +15,8 @@ from arcompile.passes.fold import Fold
 from arcompile.pipeline import Keeps, Pass, register
 from arcompile.program import Program
 
-PRODUCTS = {"matmul", "matmul_blocks", "conv2d", "attention", "decode_attention"}
+PRODUCTS = {"matmul", "matmul_blocks", "matmul_columns", "conv2d", "attention",
+            "decode_attention"}
 CACHES = {"cache_append": (0,), "attention": (1, 2), "decode_attention": (3, 4)}  # operands
 DTYPES = ("f32", "f16", "bf16")
 
@@ -135,7 +136,8 @@ class _Halved:
             return OPS[op].types(args, attrs)
         except IRError as e:
             raise ArcError(f"pass half: {op} takes no {self.dtype}: {e.what}",
-                           hint="leave out passes for the CPU, such as channels-last") from None
+                           hint="leave out passes for the CPU, such as channels-last or int8 "
+                                "(qdq is for GPUs)") from None
 
     def _out(self, v: Value, t: Type) -> Value:
         """The old value where its type is the old one, else one of the same name."""

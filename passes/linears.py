@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Form:
     bits: int
     block: int = 0
 
-    def apply(self, b: Builder, n: Node, rows: dict[Value, tuple[Value, Value]]) -> Value:
+    def apply(self, b: Builder, n: Node, rows: dict[Any, Any]) -> Value:
         """The product of node n with its weight in this form; `rows` are rounded already."""
         x, w = n.args
         if self.block:
@@ -57,7 +57,7 @@ class Table(Form):
 
     bits: int = 8
 
-    def apply(self, b: Builder, n: Node, rows: dict[Value, tuple[Value, Value]]) -> Value:
+    def apply(self, b: Builder, n: Node, rows: dict[Any, Any]) -> Value:
         q, scale = b.quantize_channels(n.args[0], axis=0, bits=self.bits)
         found = b.cast(b.gather(q, n.args[1], axis=0), dtype="f32")
         each = b.gather(scale, n.args[1], axis=0)
@@ -238,7 +238,7 @@ def _rewritten(g: Graph, chosen: Mapping[str, Form], by: str) -> Graph:
     if not any(w.name in chosen for w in g.weights):
         return g
     b = Builder(g.name, taken=[v.name for v in g.values()])
-    rows: dict[Value, tuple[Value, Value]] = {}
+    rows: dict[Any, Any] = {}
     nodes: list[Node] = []
     for n in g.nodes:
         form = next((chosen[a.name] for a in n.args if a.name in chosen and a.is_weight), None)

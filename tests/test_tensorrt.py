@@ -15,6 +15,7 @@ from arcompile import compile, safetensors
 from arcompile.compile import exported
 from arcompile.errors import MACHINE, ArcError
 from arcompile.family import FAMILIES
+from arcompile.ir import evaluate
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.target import TARGETS
 from arcompile.targets import cuda, onnx_standard, tensorrt, trt_build
@@ -111,6 +112,24 @@ def test_groups_of_four_bits(tmp_path):
     from arcompile.ops.quant import unpack
 
     assert np.allclose(out, x @ unpack(q, scale, 4), atol=1e-4)
+
+
+@pytest.mark.ort
+def test_tables_of_eight_bits(tmp_path):
+    """Rows that are looked up: a plan, and ONNX Runtime's values are those of numpy."""
+    onnxruntime, trt = pytest.importorskip("onnxruntime"), rtx()
+    g = of("graph g(%i: i64[b]) {\n  @w : f32[64,32]\n  %0 = gather(@w, %i) {axis=0} : f32[b,32]\n"
+           "  return y=%0\n}")
+    p = run(g, parse_pipeline("int4{least=0}"), weights(g))
+    graph, store = p.graphs[0], Store(weights(g), p.fold)
+    types = {k: v.type for k, v in used(p.graphs).items()}
+    safetensors.write(tmp_path / WEIGHTS, types, store.__getitem__)
+    path, i = tmp_path / "g.onnx", np.array([3, 63])
+    path.write_bytes(emit(graph, safetensors.layout(types)[1], table=onnx_standard.table()))
+    out, = onnxruntime.InferenceSession(str(path)).run(None, {"i": i})
+    want = evaluate(graph, {"i": i}, {k: store[k] for k in types})["y"]
+    assert (out == want).all()
+    assert trt_build.build(path, graph, [trt_build.ranges(p, 2)["g"]], trt).reasons == []
 
 
 def test_profiles_of_a_larger_batch():

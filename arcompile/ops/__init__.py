@@ -12,6 +12,7 @@ from arcompile.ops import (
     nn,
     quant,
     quant_conv,
+    quant_static,
     sampling,
     speculation,
     tensor,
@@ -19,5 +20,5 @@ from arcompile.ops import (
 
 __all__ = [
     "attention", "channels_last", "kv", "kv_formats", "linear", "nn", "quant", "quant_conv",
-    "sampling", "speculation", "tensor",
+    "quant_static",     "sampling", "speculation", "tensor",
 ]

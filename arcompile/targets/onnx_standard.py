@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from arcompile.ir import Graph, Node
-from arcompile.targets import onnx_attention
+from arcompile.targets import onnx_attention, onnx_quant
 from arcompile.targets.onnx_emit import LOWER, Emitter, Lower, fill, overlay
 
 STANDARD: dict[str, Lower] = {}
@@ -78,6 +78,27 @@ def matmul_blocks(e: Emitter, n: Node, x: list[str]) -> str:
     t.dims[:] = [columns, groups * n.attrs["block"]]
     w = e.op("DequantizeLinear", x[1], x[2], axis=1, block_size=n.attrs["block"])
     return e.op("MatMul", x[0], e.op("Transpose", w, perm=[1, 0]))
+
+
+@standard("gather")
+def gather(e: Emitter, n: Node, x: list[str]) -> str:
+    """Rows of 8-bit tables, which are widened next: TensorRT takes 8 bits before a DequantizeLinear
+    only, so they are widened by a scale of one, and the cast behind finds floats."""
+    table = n.args[0]
+    if table.is_weight and table.type.dtype == "i8" and _cast_alone(e.g, n):
+        x = [e.op("DequantizeLinear", x[0], e.float(1.0)), x[1]]
+    return str(e.op("Gather", *x, axis=n.attrs["axis"]))
+
+
+def _cast_alone(g: Graph, n: Node) -> bool:
+    readers = g.users.get(n.outs[0], ())
+    return bool(readers) and all(r.op == "cast" for r in readers) and (
+        n.outs[0] not in [v for _, v in g.results])
+
+
+@standard("fake_quantize")
+def fake_quantize(e: Emitter, n: Node, x: list[str]) -> str:
+    return onnx_quant.pair(e, n, x)
 
 
 @standard("decode_attention")

@@ -19,7 +19,7 @@ import numpy as np
 from arcompile import safetensors
 from arcompile.cache import cache
 from arcompile.errors import MACHINE, ArcError
-from arcompile.ir import Graph
+from arcompile.ir import Graph, Node
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.program_text import parse_program
@@ -31,12 +31,13 @@ from arcompile.targets.onnx_standard import SIGN
 from arcompile.weights import Store, used
 
 FACTS = "tensorrt.json"
+FP8 = 89  # the first compute capability with products of 8-bit floats
 FEW = 4  # images at once that every plan takes, and is tuned for one of; --batch asks for more
 SORTS = "it sorts a vocabulary, and TensorRT sorts 3840 numbers at most"
 NOT = {**dict.fromkeys(("filter_logits", "draw", "law", "verify", "topk"), SORTS),
        **dict.fromkeys(("quantize_rows", "matmul_int8", "conv2d_int8"),
                        "activations would be rounded by scales known only at run time; use "
-                       "int4")}
+                       "qdq or int4")}
 
 
 def reasons(g: Graph) -> list[str]:
@@ -45,12 +46,28 @@ def reasons(g: Graph) -> list[str]:
     for n in g.nodes:
         if n.op == "matmul_blocks" and n.attrs["bits"] != 4:
             found[n.op] = (f"{n.op}: of {n.attrs['bits']} bits, whose scales may be negative; "
-                           "use int4")
+                           "use qdq or int4")
         at = {"cache_append": 0, "decode_attention": 3}.get(n.op)
         if at is not None and not isinstance(n.args[at].type.shape[2], int):
             found[n.op] = f"{n.op}: the length of its cache, {n.args[at].type.shape[2]}, is not " \
                           "known when the plan is built"
     return list(found.values())
+
+
+def able(p: Program, capabilities: list[str]) -> list[str]:
+    """Those of the GPUs that multiply what the program does. Raises ArcError where none does."""
+    if not any(_fp8(n) for g in p.graphs for n in g.nodes):
+        return capabilities
+    found = [c for c in capabilities if int(c.removeprefix("SM")) >= FP8]
+    if not found:
+        raise ArcError(f"floats of 8 bits need compute capability 8.9 or later, not "
+                       f"{', '.join(capabilities)}", code=MACHINE, hint="use qdq{form='int8'}")
+    return found
+
+
+def _fp8(n: Node) -> bool:
+    return n.attrs.get("form") == "fp8" or (
+        n.op == "matmul_columns" and n.args[1].type.dtype == "u8")
 
 
 @target("tensorrt")
@@ -67,7 +84,7 @@ class TensorRT(Target):
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None], batch: int = 1) -> None:
         trt = trt_build.module()
-        capabilities = trt_build.capabilities(trt)
+        capabilities = able(program, trt_build.capabilities(trt))
         types = ort._aligned({k: v.type for k, v in used(program.graphs).items()})
         offset = onnx_standard.offset(program.graphs)
         safetensors.write(folder / WEIGHTS, types, lambda k: store[k] ^ np.uint8(SIGN)

@@ -30,6 +30,20 @@ def matmul_blocks(t: Any, x: Any, w: Any, s: Any, bits: int, block: int) -> Any:
     return x @ wide.reshape(len(w), -1).T.to(x.dtype)
 
 
+@means("matmul_columns")
+def matmul_columns(t: Any, x: Any, w: Any, s: Any) -> Any:
+    wide = w if w.dtype == t.int8 else w.view(t.float8_e4m3fn)
+    return x @ (wide.float() * s.float()).to(x.dtype)
+
+
+@means("fake_quantize")
+def fake_quantize(t: Any, x: Any, step: float, form: str) -> Any:
+    y = x.float() / step
+    y = (t.clamp(t.round(y), -128, 127) if form == "int8"
+         else t.clamp(y, -448, 448).to(t.float8_e4m3fn).float())
+    return (y * step).to(x.dtype)
+
+
 @means("conv2d_int8")
 def conv2d_int8(t: Any, x: Any, w: Any, scale: Any, *bias: Any,
                 ranges: tuple[float, float, float, float], **how: Any) -> Any:

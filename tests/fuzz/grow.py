@@ -217,7 +217,8 @@ EXACT = {"neg", "abs", "not", "and", "or", "maximum", "minimum", "equal", "less"
 # Ops whose result jumps where an operand crosses something.
 JUMPS = {"floor", "mod", "cast", "equal", "less", "greater", "less_equal", "greater_equal",
          "argmax", "topk", "draw", "filter_logits", "draw_from", "verify", "quantize_rows", "law",
-         "quantize_channels", "quantize_blocks", "conv2d_int8", "nearest", "matmul_blocks"}
+         "quantize_channels", "quantize_blocks", "conv2d_int8", "nearest", "matmul_blocks",
+         "quantize_fp8", "fake_quantize"}
 
 
 def tolerance(g, given, held, found, rounding: float = 2e-5):

@@ -191,6 +191,19 @@ def blocks(g: Grow, op: str) -> None:
     g.emit("matmul_blocks", x, *g.emit("quantize_blocks", w, **how), **how)
 
 
+@recipe("quantize_fp8", "matmul_columns", "fake_quantize")
+def columns(g: Grow, op: str) -> None:
+    x = g.pick("f32", fits=lambda v: v.type.rank >= 2 and isinstance(v.type.shape[-1], int))
+    if op == "fake_quantize":
+        g.emit(op, x, step=g.random.choice((0.0625, 0.5)), form=g.random.choice(("int8", "fp8")))
+        return
+    w = g.leaf(Type("f32", (x.type.shape[-1], g.random.choice((1, 4, 16)))), weight=True)
+    parts = g.emit("quantize_fp8", w) if op == "quantize_fp8" or g.random.random() < 0.5 else (
+        g.emit("quantize_channels", w, axis=1))
+    if op == "matmul_columns":
+        g.emit(op, x, *parts)
+
+
 @recipe("conv2d_int8")
 def conv2d_int8(g: Grow, op: str) -> None:
     x = g.leaf(Type("f32", ("b", 4, 4, 4)), "share", weight=False)
