@@ -23,6 +23,7 @@ from arcompile.checkpoint import open_checkpoint
 from arcompile.choose import fit
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
+from arcompile.glance import fitted
 from arcompile.pipeline import Pass, contract, parse_pipeline, run
 from arcompile.plan import plan
 from arcompile.program import Program
@@ -113,8 +114,8 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     facts: dict[str, Any] = {"family": family, "target": target, "dtype": dtype, "key": key}
     known = {**facts, "info": dict(model.info), "defaults": dict(model.defaults),
              "vocabulary": int(model.info.get("vocabulary", 0))}
-    pipeline, told = chosen(pipeline, Bench(plain, source, known, folder, wanted.judge,
-                                            wanted.pictures), progress)
+    bench = Bench(plain, source, known, folder, wanted.judge, wanted.pictures)
+    pipeline, told = chosen(fitted(pipeline, bench, progress), bench, progress)
     source = source.plus({k: v for p in pipeline for k, v in p.brings().load.items()})
     made = fit(plain, pipeline, source, target, wanted.memory, wanted.batch)
     progress("passes", 1.0)

@@ -118,6 +118,7 @@ class Program:
     graphs: tuple[Graph, ...] = ()
     prompt: tuple[Call, ...] = ()
     finish: tuple[Call, ...] = ()
+    preview: tuple[Call, ...] = ()  # makes pixels cheaply while it draws; by default the finish
     inputs: tuple[tuple[str, Type], ...] = ()
     state: tuple[tuple[str, Type], ...] = ()
     draws: tuple[Draw, ...] = ()
@@ -151,6 +152,7 @@ class Program:
         for s in self.steps:
             yield from s.calls
         yield from self.finish
+        yield from self.preview
 
     def check(self) -> None:
         """What can be verified without the graphs: words, steps, sizes. Raises ArcError."""

@@ -122,6 +122,7 @@ def to_data(p: Program) -> dict[str, Any]:
         "tables": {k: {c: list(v) for c, v in t.items()} for k, t in p.tables.items()},
         "prompt": [str(c) for c in p.prompt], "steps": list(_runs(p.steps)),
         "finish": [str(c) for c in p.finish],
+        **({"preview": [str(c) for c in p.preview]} if p.preview else {}),
     }
 
 
@@ -140,6 +141,7 @@ def from_data(data: Mapping[str, Any]) -> Program:
             data["name"], data["positions"], _expand(data["steps"]),
             prompt=tuple(map(Call.parse, data["prompt"])),
             finish=tuple(map(Call.parse, data["finish"])),
+            preview=tuple(map(Call.parse, data.get("preview", ()))),
             inputs=tuple((k, Type.parse(t)) for k, t in data["inputs"].items()),
             state=tuple((k, Type.parse(t)) for k, t in data["state"].items()),
             draws=tuple(_draw(**d) for d in data["draws"]),
@@ -166,6 +168,7 @@ def show_program(p: Program) -> str:
     lines += [f"  prompt {' '.join(map(str, p.prompt))}"] if p.prompt else []
     lines += [f"  steps {_show_run(r)}" for r in _runs(p.steps)]
     lines += [f"  finish {' '.join(map(str, p.finish))}"] if p.finish else []
+    lines += [f"  preview {' '.join(map(str, p.preview))}"] if p.preview else []
     graphs = [*p.graphs, *([p.fold] if p.fold else [])]
     return "\n".join([*lines, *map(show_graph, graphs)])
 
@@ -248,7 +251,7 @@ def _read_line(line: str, data: dict[str, Any]) -> None:
             name, _, raw = rest.partition(" = ")
             table, _, column = name.partition(".")
             data["tables"].setdefault(table, {})[column] = parse_attrs(f"x={raw}")["x"]
-        case "prompt" | "finish":
+        case "prompt" | "finish" | "preview":
             data[word] = rest.split()
         case "steps":
             data["steps"].append(_parse_run(rest))

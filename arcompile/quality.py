@@ -155,7 +155,7 @@ def _draw(e: Engine, cond: Any, forced: Array | None) -> Drawn:
 def compare(was: Drawn, now: Drawn) -> dict[str, float]:
     """The figures that can be told from both."""
     found = {}
-    if was.logits is not None and now.logits is not None:
+    if was.logits is not None and now.logits is not None and was.logits.shape == now.logits.shape:
         found["kl"] = divergence(was.logits, now.logits)
         same = was.logits.argmax(-1) == now.logits.argmax(-1)
         found["agreement"] = float(same.mean())

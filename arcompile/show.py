@@ -6,7 +6,7 @@ import difflib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -155,8 +155,7 @@ def outline(p: Program) -> str:
     lines, states = [], dict[Any, list[str]]()
     for name, t in p.state:
         states.setdefault(t, []).append(name)
-    bare = Program(p.name, p.positions, p.steps, (), p.prompt, p.finish, p.inputs, (), p.draws,
-                   p.tables, None, p.mask, p.accept, p.cache)
+    bare = replace(p, graphs=(), state=(), fold=None)
     for line in show_program(bare).splitlines():
         lines.append(line if len(line) <= 100 else line[:97] + "...")
     at = 2 + len(p.inputs)

@@ -24,7 +24,7 @@ LAYERS = (
     ("nn", "export", "runtime"),
     ("partner",),
     ("passes", "kernels", "models", "targets"),
-    ("choose", "quality", "auto"),
+    ("choose", "quality", "auto", "glance"),
     ("compile",),
     ("calibrate",),
 )

@@ -15,6 +15,7 @@ from arcompile.program_text import parse_program
 from arcompile.runtime.loop import Loop, Request
 from arcompile.sampling import sample_graph
 from arcompile.targets.reference import models
+from arcompile.text import parse_graph
 from arcompile.weights import Store, of_arrays, used
 
 SIZES = {"b": 2, "r": 4, "s": 2, "c": 1}
@@ -144,6 +145,26 @@ def llama(layers=2):
                          for i in range(layers)),
     )
     return parse_program(text + str(sample_graph(16)))
+
+
+PAINT = """graph decode(%tokens: i64[b,4]) {
+  @codes : f32[16,4]
+  @paint : f32[4,3]
+  %0 = l2_norm(@codes) {axis=1, eps=1e-12} : f32[16,4]
+  %1 = gather(%0, %tokens) {axis=0} : f32[b,4,4]
+  %2 = matmul(%1, @paint) : f32[b,4,3]
+  %3 = transpose(%2) {perm=(0, 2, 1)} : f32[b,3,4]
+  %4 = reshape(%3) {shape=('b', 3, 2, 2)} : f32[b,3,2,2]
+  %5 = upsample(%4) {factor=2} : f32[b,3,4,4]
+  return pixels=%5
+}"""
+
+
+def painted():
+    """The same of one layer, with pixels that are a linear map of the codes."""
+    p = llama(1)
+    return replace(p, graphs=tuple(parse_graph(PAINT) if g.name == "decode" else g
+                                   for g in p.graphs))
 
 
 def of(*graphs, steps="1 x 1 : g", state=""):

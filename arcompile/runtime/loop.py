@@ -123,6 +123,7 @@ class Loop:
         self.again = _again(program)
         self.rounds: list[Array] = []
         self.ahead: dict[tuple[int, int], Array] = {}  # noise by draw and step
+        self.whole, self.ended = False, 0.0  # all is drawn; seconds of the finish, when it ran
         self.drew = False  # tokens; a program may draw continuous latents instead
         self.of_rows = {k for k, t in program.state if t.shape[:1] == ("r",)}
 
@@ -151,24 +152,32 @@ class Loop:
         before = clock()
         for count in self._steps():
             spent.append(clock() - before)
+            self.whole = count == len(self.scales)
             here = Progress(count, len(self.scales), self.tokens, lambda: partial(self))
             if on_step is not None and on_step(here) is False:
                 break
             before = clock()
-        done = clock()
         if finish and self.p.finish:
-            self._hold(ends := {c.graph for c in self.p.finish})
-            self._forget(ends)
-            if (self.tokens < 0).any() and self.drew:
-                self.env["tokens"] = filled(self.tokens)
-            for call in self.p.finish:
-                self._call(call, None)
+            self.end()
         end = clock()
-        timings = {"prompt": ready - start, "steps": spent, "loop": done - ready,
-                   "finish": end - done, "total": end - start}
+        timings = {"prompt": ready - start, "steps": spent, "loop": end - ready - self.ended,
+                   "finish": self.ended, "total": end - start}
         tokens = self.tokens if self.drew else self.tokens[:, :0]
         rounds = np.array(self.rounds, np.int64).reshape(-1, self.q.images)
         return Result(tokens, self.env, self.logits, timings, rounds)
+
+    def end(self) -> None:
+        """The finish, once: a preview of what is whole already needs what it makes."""
+        if self.ended:
+            return
+        begun = time.perf_counter()
+        self._hold(ends := {c.graph for c in self.p.finish})
+        self._forget(ends)
+        if (self.tokens < 0).any() and self.drew:
+            self.env["tokens"] = filled(self.tokens)
+        for call in self.p.finish:
+            self._call(call, None)
+        self.ended = time.perf_counter() - begun
 
     def _hold(self, graphs: set[str]) -> None:
         """Begin with what these graphs carry, where it has not begun."""
@@ -334,7 +343,7 @@ def later_graphs(p: Program) -> list[set[str]]:
     """The graphs that still run when so many steps are done; one entry more than steps."""
     found = [{c.graph for c in p.finish}]
     for s in reversed(p.steps):
-        more = {c.graph for c in s.calls} - found[-1]
+        more = {c.graph for c in (*s.calls, *p.preview)} - found[-1]
         found.append(found[-1] | more if more else found[-1])
     return found[::-1]
 

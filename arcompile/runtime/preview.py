@@ -1,4 +1,5 @@
-"""What a picture looks like so far: the finish of a program run early, with nothing left behind."""
+"""What a picture looks like so far: the program's preview, or its finish run early, with nothing
+left behind."""
 
 from __future__ import annotations
 
@@ -19,18 +20,23 @@ def partial(loop: Loop) -> Array:
     """Pixels f32 [b,3,H,W] of what is committed. Draws no noise and changes no state.
 
     Where a decoder reads tokens, those that are missing repeat the one before, and their cells are
-    grey. Raises ArcError when there is no decoder.
+    grey. When all is drawn it is the picture itself, and the finish is done. Raises ArcError when
+    there is no decoder.
     """
     if not loop.p.finish:
         raise ArcError("this engine draws tokens only", hint="build it with --decoder")
+    if loop.whole:
+        loop.end()
+        return np.array(loop.runner.numpy(loop.env["pixels"]))
+    calls = loop.p.preview or loop.p.finish
     env, loop.env = loop.env, {**loop.env, "tokens": filled(loop.tokens)}
     try:
-        for call in loop.p.finish:
+        for call in calls:
             loop._call(call, None)
         pixels = np.array(loop.runner.numpy(loop.env["pixels"]))
     finally:
         loop.env = env
-    reads = {name for c in loop.p.finish for name in loop.runner.inputs(c.graph)}
+    reads = {name for c in calls for name in loop.runner.inputs(c.graph)}
     return greyed(pixels, loop.tokens) if "tokens" in reads else pixels
 
 

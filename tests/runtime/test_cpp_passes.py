@@ -4,6 +4,7 @@ and both draw the same. Small programs; test_cpp_families.py has the demos under
 
 from __future__ import annotations
 
+import ctypes as c
 from dataclasses import replace
 
 import engines
@@ -11,9 +12,12 @@ import native
 import numpy as np
 import pytest
 import tiny
+from cells import WEIGHTS, walk
+from tiny import painted
 from tiny_scales import NORMAL, rows, scales
 
 from arcompile import partner
+from arcompile.passes.glance import Glance, written
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.weights import Store, of_arrays
 
@@ -57,6 +61,12 @@ def test_drafts(lib, tmp_path, passes):
     agree(lib, engine(tmp_path / "engine", p, tiny.weights(p), passes))
 
 
+@pytest.mark.parametrize("window", [1, 2])
+def test_drafts_of_cells(lib, tmp_path, window):
+    source = of_arrays(WEIGHTS)
+    agree(lib, engine(tmp_path / "engine", walk(3), source, f"cspd{{window={window},by=''}}"))
+
+
 @pytest.mark.parametrize("passes", ["", f"{NORMAL}, fuse-sampling"])  # the latter turns weights
 def test_an_engine_drafts(lib, tmp_path, passes):
     p, other = raster(), tiny.llama(1)
@@ -74,3 +84,29 @@ def _joined(p, way):
     own = tiny.weights(p)
     brought = parse_pipeline(way)[0].brings().load
     return (of_arrays({k: np.asarray(own[k]) for k in own.load}).plus(brought),)
+
+
+def test_previews_by_a_map(lib, tmp_path):
+    """Cheap previews are the same bits, and the picture does not depend on them."""
+    from arcompile.runtime.image import to_uint8
+
+    p = painted()
+    made = np.random.default_rng(0).normal(size=(5, 3))
+    way = Glance(side=1, map=written(made))
+    source = tiny.weights(p).plus(way.brings().load)
+    folder = engine(tmp_path / "engine", p, source, str(way))
+    both, seen, said = native.Pair(lib, folder), [], []
+
+    def look(progress):
+        out = native.Tensor()
+        both.cpp.lib.must("arc_progress_preview", progress, c.byref(out))
+        seen.append(native.taken(out))
+
+    plain = both.same([0, 1], seed=3, guidance=2.0)
+    looked = both.cpp.generate([0, 1], seed=3, guidance=2.0, on_step=look)
+    both.py.generate([0, 1], seed=3, guidance=2.0,
+                     on_step=lambda s: said.append(to_uint8(s.pixels())))
+    assert (looked.pixels == plain.pixels).all()
+    assert (seen[-1] == plain.images).all()
+    assert len(seen) == len(said) == 4
+    assert all((x == y).all() for x, y in zip(seen, said, strict=True))

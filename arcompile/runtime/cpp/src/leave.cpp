@@ -22,6 +22,7 @@ std::vector<bool> Loop::last_readers() const {
     return first;
   };
   read(p_.finish);
+  read(p_.preview);
   std::vector<bool> out(p_.steps.size(), false);
   const Work* seen = nullptr;
   for (std::size_t i = p_.steps.size(); i-- > 0;) {
@@ -44,6 +45,9 @@ Graphs Loop::graphs_from(std::size_t step) const {
     seen = work;
   }
   for (const Call& c : p_.finish) out.insert(c.graph);
+  if (step < p_.steps.size()) {
+    for (const Call& c : p_.preview) out.insert(c.graph);
+  }
   return out;
 }
 

@@ -167,21 +167,29 @@ void Loop::run(bool finish) {
   const auto ready = Clock::now();
   const double before = in_sessions();
   run_steps();
-  timings_.loop = since(ready);
-  timings_.sessions = in_sessions() - before;
-  const auto done = Clock::now();
-  if (finish && !p_.finish.empty()) {
-    forget(graphs_from(p_.steps.size()));
-    bounds_.clear();
-    how_ = last_.get();
-    const auto* t = tokens_->as<std::int64_t>();
-    if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
-      env_[slot_.tokens] = filled(*tokens_);  // of a run that ended early
-    }
-    for (const Call& c : p_.finish) call(c, nullptr);
-  }
-  timings_.finish = since(done);
+  timings_.loop = since(ready) - timings_.finish;
+  timings_.sessions = in_sessions() - before - ending_;
+  if (finish && !p_.finish.empty()) end();
   timings_.total = since(start);
+}
+
+// The finish, once: a preview of what is whole already needs what it makes.
+void Loop::end() {
+  if (ended_) return;
+  const auto begun = Clock::now();
+  forget(graphs_from(p_.steps.size()));
+  for (const auto& [name, b] : bounds_) let_go_ += b.seconds();
+  bounds_.clear();
+  how_ = last_.get();
+  const double before = in_sessions();
+  const auto* t = tokens_->as<std::int64_t>();
+  if (drew_ && std::find(t, t + tokens_->size(), -1) != t + tokens_->size()) {
+    env_[slot_.tokens] = filled(*tokens_);  // of a run that ended early
+  }
+  for (const Call& c : p_.finish) call(c, nullptr);
+  ending_ = in_sessions() - before;
+  timings_.finish = since(begun);
+  ended_ = true;
 }
 
 // False where on_step had enough.
@@ -300,6 +308,7 @@ void Loop::commit(const Where& where, const Ref& token) {
 // Tells on_step; false where it had enough.
 bool Loop::report(std::size_t done) {
   if (!q_.on_step) return true;
+  whole_ = done == count_steps();
   const Progress seen{done, count_steps(), q_.images(), static_cast<std::size_t>(p_.positions),
                       tokens_->as<std::int64_t>(),
                       [this] { return partial()->array(); },

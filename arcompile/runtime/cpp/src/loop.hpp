@@ -92,6 +92,7 @@ class Loop {
   void forget(const Graphs& later);
   void dismiss(std::size_t done);
   Ref partial();
+  void end();
   Bound& bound(const std::string& graph);
   double in_sessions() const;
   std::size_t count_steps() const { return scales_.size() / q_.images(); }
@@ -121,8 +122,9 @@ class Loop {
   const Step* now_ = nullptr;
   std::vector<std::int64_t> rounds_;
   std::vector<Logits> logits_;
-  bool drew_ = false;
+  bool drew_ = false, whole_ = false, ended_ = false;
   Timings timings_;
+  double ending_ = 0;  // seconds in sessions of the finish
   double let_go_ = 0;  // seconds in sessions that are bound no more
 };
 

@@ -14,14 +14,21 @@ constexpr float kGrey = 0.6F;  // of pixels that no token stands for yet; white 
 
 }  // namespace
 
-// The finish run early over buffers of its own: nothing that is drawn later changes.
+// The preview, or the finish run early, over buffers of its own: nothing that is drawn later changes.
+// When all is drawn, the picture itself.
 Ref Loop::partial() {
   const Error none("this engine draws tokens only", "build it with --decoder");
   if (p_.finish.empty()) throw none;
+  if (whole_) {
+    end();
+    if (!env_[slot_.pixels]) throw none;
+    return env_[slot_.pixels];
+  }
+  const std::vector<Call>& calls = p_.preview.empty() ? p_.finish : p_.preview;
   Env seen = env_;
   seen[slot_.tokens] = filled(*tokens_);
   bool reads = false;
-  for (const Call& c : p_.finish) {
+  for (const Call& c : calls) {
     const Session& session = models_.session(c.graph);
     for (const Port& input : session.inputs()) reads = reads || input.slot == slot_.tokens;
     Bound own(session);

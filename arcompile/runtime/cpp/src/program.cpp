@@ -264,13 +264,14 @@ Program Program::parse(const Json& data) {
   check_head(data);
   only(data, "the program",
        {"format", "name", "positions", "mask", "accept", "cache", "inputs", "state", "draws",
-        "tables", "prompt", "steps", "finish"});
+        "tables", "prompt", "steps", "finish", "preview"});
   Program p;
   p.name = text(at(data, "name"), "name");
   p.positions = data["positions"].get<std::int64_t>();
   p.steps = arc::steps(at(data, "steps"));
   p.prompt = calls(at(data, "prompt"));
   p.finish = calls(at(data, "finish"));
+  if (data.contains("preview")) p.preview = calls(data["preview"]);
   p.inputs = types(at(data, "inputs"));
   p.state = types(at(data, "state"));
   for (const Json& d : list(at(data, "draws"), "draws")) p.draws.push_back(draw(d));

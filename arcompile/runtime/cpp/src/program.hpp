@@ -61,7 +61,7 @@ struct Program {
   std::vector<std::pair<std::string, Type>> inputs, state;
   std::vector<Draw> draws;
   std::map<std::string, std::vector<std::pair<std::string, std::vector<Constant>>>> tables;
-  std::vector<Call> prompt, finish;
+  std::vector<Call> prompt, finish, preview;
   std::vector<Step> steps;
 
   // Reads and checks program.json; throws where it is malformed, or beyond this library.

@@ -114,6 +114,7 @@ void check_loops(const Program& p) {
     std::for_each(last->calls.begin(), last->calls.end(), one);
   }
   std::for_each(p.finish.begin(), p.finish.end(), one);
+  std::for_each(p.preview.begin(), p.preview.end(), one);
 }
 
 }  // namespace
