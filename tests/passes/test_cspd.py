@@ -110,8 +110,10 @@ def test_program(golden):
     assert "\n".join(text) == golden
 
 
-def test_verifier(golden):
-    assert str(drafted(walk(2), window=2, tries=1).graph("verify")) == golden
+def test_what_a_draft_is_tested_by(golden):
+    """The verifier up to its first comparison."""
+    text = str(drafted(walk(2), window=2, tries=1).graph("verify"))
+    assert text[:text.index(" less(")] == golden
 
 
 def other(p, i, **changes):
