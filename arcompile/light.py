@@ -30,7 +30,8 @@ def light(p: Program) -> list[str]:
                 work[run.graph.name] += _work(each.cost(run))
     outside = {c.graph for c in (*p.prompt, *p.finish)}
     most = max(work.values(), default=0)
-    return sorted(k for k, n in work.items() if n * SHARE < most and k not in outside)
+    found = {k for k, n in work.items() if n * SHARE < most} | {c.graph for c in p.preview}
+    return sorted(found - outside)
 
 
 def write(p: Program, folder: Path) -> None:

@@ -26,7 +26,7 @@ from arcompile.runtime.engine import Engine, load
 from arcompile.target import TARGETS
 
 ROWS = Path(__file__).with_name("results") / "previews.jsonl"
-PASSES = "glance"
+PASSES = "glance{pictures=2}"
 LIMIT = 0.03
 
 

@@ -78,6 +78,7 @@ SUITES = {s.name: s for s in (
     Suite("janus-Pro-1B", "janus", "Pro-1B", guidance=5.0, top_k=0, block=8,
           limits={"step_vs_floor": 1.15, "build_s": 240.0}),
     Suite("demo", "llamagen", checkpoint="demo", top_k=0),
+    Suite("demo-var", "var", checkpoint="demo-var", top_k=0),
     *(Suite(f"demo-{k}", "llamagen", checkpoint="demo", top_k=0, passes=v, alone=True)
       for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
                    ("gsd", "gsd{window=16}"))),
