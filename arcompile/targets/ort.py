@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,8 @@ from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
 from arcompile.program import Program, Step
 from arcompile.runtime import bundle
-from arcompile.runtime.loop import Array, Env, zeros
+from arcompile.runtime.loop import Array, Env
+from arcompile.runtime.pages import Pages
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
 from arcompile.targets.onnx_emit import DTYPES as ELEMENT
@@ -39,7 +39,6 @@ HEAVY = {  # what counts no shapes
     "TopK", "Exp", "Erf", "Tanh", "Sigmoid"}
 
 LINE = 64  # bytes of a cache line
-PAGES = 1 << 18  # bytes from which an array is worth pages of its own
 FEW = 16  # rows up to which our own products are the quicker ones
 
 
@@ -213,10 +212,10 @@ class Runner:
     def __init__(self, models: Models):
         self.models = models
         self.bound: dict[str, Bound] = {}
+        self.pages = Pages()
 
     def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
-        made = runtime().OrtValue
-        return made.ortvalue_from_numpy(_own_pages(zeros(t, sizes)), "cpu", 0)
+        return runtime().OrtValue.ortvalue_from_numpy(self.pages.zeros(t, sizes), "cpu", 0)
 
     def inputs(self, graph: str) -> list[str]:
         return list(self.models.session(graph).inputs)
@@ -230,27 +229,15 @@ class Runner:
         return self.models.session(graph).by_row
 
     def first(self, value: Any, rows: int) -> Any:
-        part = self.numpy(value)[:rows]
-        part = part if self.models.device != "cpu" else _own_pages(part)
+        part, on_cpu = self.numpy(value)[:rows], self.models.device == "cpu"
         return runtime().OrtValue.ortvalue_from_numpy(
-            np.ascontiguousarray(part), self.models.device, 0)
+            self.pages.copy(part) if on_cpu else np.ascontiguousarray(part), self.models.device, 0)
 
     def keep(self, graphs: set[str]) -> None:
         self.bound = {k: v for k, v in self.bound.items() if k in graphs}
 
     def numpy(self, value: Any) -> Array:
         return value if isinstance(value, np.ndarray) else np.array(value.numpy())
-
-
-def _own_pages(x: Array) -> Array:
-    """x in pages of its own: freed, they go back to the system, and not to a heap that keeps them
-    while the image decoder needs the memory."""
-    if x.nbytes < PAGES:
-        return x
-    made = np.frombuffer(mmap.mmap(-1, x.nbytes), x.dtype).reshape(x.shape)
-    if x.any():
-        made[...] = x
-    return made
 
 
 class Models:

@@ -12,6 +12,7 @@ namespace arc {
 namespace {
 
 constexpr int64_t DEPTH = 512;  // words of a row at a time: eight rows of them stay in L1
+constexpr int64_t LINE = 16;    // floats
 constexpr int64_t ZERO = 128;   // what activations count from
 
 struct Linear {
@@ -25,6 +26,16 @@ struct Linear {
   float* y;
 };
 
+// What a tile's tail will touch is fetched while its sums are made: stores wait for their lines one
+// after another.
+void soon(const Linear& m, int64_t at, int64_t rows, int64_t wide) {
+  for (int64_t i = 0; i < rows; ++i, at += m.n)
+    for (int64_t j = 0; j < wide; j += LINE) {
+      __builtin_prefetch(m.y + at + j, 1);
+      if (m.residual) __builtin_prefetch(m.residual + at + j);
+    }
+}
+
 void panel(const Linear& m, int64_t p, int64_t from, int64_t to) {
   alignas(64) int32_t sums[PIXELS * WIDTH];
   const int64_t at = p * m.width, wide = std::min(m.width, m.n - at);
@@ -33,16 +44,15 @@ void panel(const Linear& m, int64_t p, int64_t from, int64_t to) {
   for (int64_t r = from; r < to; r += PIXELS) {
     const int64_t count = std::min(PIXELS, to - r);
     const int32_t* x = reinterpret_cast<const int32_t*>(m.x + r * m.k);
+    soon(m, r * m.n + at, count, wide);
     for (int64_t d = 0; d < m.words; d += DEPTH)
       tiles().sum[INT8_WORDS](x + d, taps, 1, std::min(DEPTH, m.words - d), m.words, count,
                               w + d * m.width, m.width, sums, d > 0);
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t row = r + i, to_row = row * m.n + at;
-      tiles().tail({sums + i * m.width, m.scale + at, m.scale + columns + at, m.steps[row],
-                    m.bias + at, m.gain ? m.gain + row / m.each_gain * m.n + at : nullptr,
-                    m.residual ? m.residual + to_row : nullptr, m.gelu},
-                   m.y + to_row, wide);
-    }
+    Tail t{sums, count, m.width, m.scale + at, m.scale + columns + at, m.steps + r, m.bias + at, {},
+           m.residual ? m.residual + r * m.n + at : nullptr, m.y + r * m.n + at, m.n, m.gelu};
+    for (int64_t i = 0; m.gain && i < count; ++i)
+      t.gain[i] = m.gain + (r + i) / m.each_gain * m.n + at;
+    tiles().tail(t, wide);
   }
 }
 

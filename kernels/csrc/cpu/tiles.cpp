@@ -260,18 +260,32 @@ inline F32 some(const float* p, int64_t count) {
   return load(held);
 }
 
-void tail(const Tail& t, float* y, int64_t count) {
-  for (int64_t i = 0; i < count; i += LANES) {
-    const int64_t n = count - i < LANES ? count - i : LANES;
-    const auto at = [=](const float* p) { return n == LANES ? load(p + i) : some(p + i, n); };
-    const I32 own = __builtin_convertvector(load(t.own + i), I32);  // columns are padded to LANES
-    F32 v = __builtin_convertvector(words_at(t.sums + i) - own * 128, F32);
-    v = v * load(t.scale + i) * t.step + at(t.bias);
+// One vector of columns from c on, of which n count: what all rows share is read once.
+template <bool WHOLE>
+inline void tail_of(const Tail& t, int64_t c, int64_t n) {
+  const auto at = [=](const float* p) { return WHOLE ? load(p + c) : some(p + c, n); };
+  const I32 zero = __builtin_convertvector(load(t.own + c), I32) * 128;  // padded to LANES
+  const F32 scale = load(t.scale + c), bias = at(t.bias);
+  const int32_t* sums = t.sums + c;
+  const float* residual = t.residual;
+  float* y = t.y;
+  for (int64_t r = 0; r < t.rows; ++r, sums += t.width, y += t.stride) {
+    F32 v = __builtin_convertvector(words_at(sums) - zero, F32) * scale * t.steps[r] + bias;
     if (t.gelu) v = gelu(v);
-    if (t.gain) v = v * at(t.gain);
-    if (t.residual) v += at(t.residual);
-    std::memcpy(y + i, &v, n * sizeof(float));
+    if (t.gain[r]) v = v * at(t.gain[r]);
+    if (residual) {
+      v += at(residual);
+      residual += t.stride;
+    }
+    if (WHOLE) store(y + c, v);
+    else std::memcpy(y + c, &v, n * sizeof(float));
   }
+}
+
+void tail(const Tail& t, int64_t count) {
+  int64_t c = 0;
+  for (; c + LANES <= count; c += LANES) tail_of<true>(t, c, LANES);
+  if (c < count) tail_of<false>(t, c, count - c);
 }
 
 }  // namespace

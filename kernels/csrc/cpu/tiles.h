@@ -14,13 +14,17 @@ constexpr int64_t PER_WORD[FORMS] = {1, 2, 4};
 constexpr int64_t PIXELS = 8;   // rows of a tile
 constexpr int64_t WIDTH = 32;   // columns of a tile; 16 where there are no more
 
-// What becomes of one row of a linear layer's sums: (sums - 128 own) * scale * step + bias, gelu
-// where wanted, times gain and on top of residual where those are there.
+// What becomes of the sums of some rows of a linear layer: (sums - 128 own) * scale * step + bias,
+// gelu where wanted, times gain and on top of residual where those are there.
 struct Tail {
-  const int32_t* sums;
+  const int32_t* sums;  // [rows,width]
+  int64_t rows, width;
   const float *scale, *own;  // of each column, and the sum of its integers
-  float step;                // of the row
-  const float *bias, *gain, *residual;
+  const float *steps, *bias;  // steps: of each row
+  const float* gain[PIXELS];  // of each row, or null
+  const float* residual;      // rows of it and of y lie `stride` apart
+  float* y;
+  int64_t stride;
   bool gelu;
 };
 
@@ -45,7 +49,7 @@ struct Tiles {
                 int64_t stride);
   // q = x / step + 128, rounded, for the largest |x| to be 127 steps; returns the step.
   float (*round_row)(const float* x, int64_t count, uint8_t* q);
-  void (*tail)(const Tail& t, float* y, int64_t count);
+  void (*tail)(const Tail& t, int64_t count);  // of `count` columns
 };
 
 const Tiles& tiles();

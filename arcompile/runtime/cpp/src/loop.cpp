@@ -6,6 +6,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "pages.hpp"
 #include "rng.hpp"
 
 namespace arc {
@@ -158,8 +159,9 @@ void Loop::set_tables() {
 
 void Loop::run(bool finish) {
   const auto start = Clock::now();
+  Pages pages;
   for (const auto& [name, type] : p_.state) {
-    env_[models_.slots()[name]] = Tensor::zeros(type.dtype, type.shape_of(sizes_));
+    env_[models_.slots()[name]] = pages.zeros(type.dtype, type.shape_of(sizes_));
   }
   draw_noise(When::start, all_, 0);
   for (const Call& c : p_.prompt) call(c, nullptr);
