@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arcompile.bench.suites import Suite, describe, source
+from arcompile.bench.suites import PROMPT, Suite, describe, source
 from arcompile.errors import ArcError
 
 if TYPE_CHECKING:
@@ -100,7 +100,8 @@ def reads(engine: Engine, batch: int, rows: int) -> Reads:
     held: dict[str, int] = {}
     for _, every in graphs.values():
         held.update(every)
-    sizes = {"b": batch, "r": rows, "N": p.positions}
+    sizes = {"b": batch, "r": rows, "N": p.positions,
+             "p": min(PROMPT, engine.manifest["info"].get("max_prompt", 0))}
     return Reads(total // len(p.steps), _bytes(held), _file(engine.folder),
                  sum(t.nbytes(sizes) for _, t in p.state))
 

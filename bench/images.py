@@ -55,21 +55,21 @@ def of_eager(name: str) -> Turn:
     return turn
 
 
-def measure(names: list[str], runs: int) -> dict[str, Any]:
-    """Each figure is the least of `runs`; one turn of each before does not count."""
+def measure(names: list[str], runs: int, warm: int = 1) -> dict[str, Any]:
+    """Each figure is the least of `runs`; `warm` turns of each before do not count."""
     turns = {**{n: of_engine(n) for n in names}, "eager": of_eager(names[0])}
     found: dict[str, list[dict[str, float]]] = {n: [] for n in turns}
-    for _ in range(runs + 1):
+    for _ in range(warm + runs):
         for name, turn in turns.items():
             wall, spent = time.perf_counter(), time.process_time()
             told = turn()
             found[name].append({"s": time.perf_counter() - wall,
                                 "cpu_s": time.process_time() - spent, **told})
-    best = {n: {k: round(min(r[k] for r in rows[1:]), 3) for k in rows[0]}
+    best = {n: {k: round(min(r[k] for r in rows[warm:]), 3) for k in rows[0]}
             for n, rows in found.items()}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-        "runs": runs, "weights": "random", "passes": {n: suites.SUITES[n].passes for n in names},
+        "runs": runs, "warm": warm, "weights": "random", "passes": {n: suites.SUITES[n].passes for n in names},
         "best": best,
         "eager_vs": {n: {k: round(best["eager"][k] / best[n][k], 3) for k in best[n]}
                      for n in names},
@@ -81,8 +81,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="+")
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--warm", type=int, default=1, help="turns before that do not count; 0 for "
+                        "images of minutes")
     told = parser.parse_args()
-    row = measure(told.suites, told.runs)
+    row = measure(told.suites, told.runs, told.warm)
     with ROWS.open("a") as f:
         f.write(json.dumps(row) + "\n")
     print(json.dumps({k: row[k] for k in ("best", "eager_vs")}, indent=1))

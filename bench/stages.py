@@ -31,7 +31,7 @@ Parts = Mapping[str, float]
 
 
 def of_engine(e: Engine, suite: Suite, step: int) -> dict[str, float]:
-    """Seconds of one step, "step", and of its graphs."""
+    """Seconds of one step, "whole", and of its graphs."""
     one, watch = copy(e), Watch(e.models)
     one.__dict__["models"] = watch
     one.program = replace(e.program, steps=(e.program.steps[step],), finish=())
@@ -39,7 +39,7 @@ def of_engine(e: Engine, suite: Suite, step: int) -> dict[str, float]:
     found: dict[str, float] = defaultdict(float)
     for span in watch.spans:
         found[span.graph] += span.seconds
-    return {"step": out.timings["steps"][0], **found}
+    return {"whole": out.timings["steps"][0], **found}
 
 
 def of_eager(loop: Any, e: Engine, suite: Suite, step: int) -> dict[str, float]:
@@ -49,7 +49,7 @@ def of_eager(loop: Any, e: Engine, suite: Suite, step: int) -> dict[str, float]:
     loop.spent.clear()
     start = time.perf_counter()
     loop.step()
-    return {"step": time.perf_counter() - start, **loop.spent}
+    return {"whole": time.perf_counter() - start, **loop.spent}
 
 
 def measure(suite: Suite, steps: Sequence[int], runs: int) -> dict[str, Any]:
