@@ -69,7 +69,8 @@ def measure(names: list[str], runs: int, warm: int = 1) -> dict[str, Any]:
             for n, rows in found.items()}
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-        "runs": runs, "warm": warm, "weights": "random", "passes": {n: suites.SUITES[n].passes for n in names},
+        "runs": runs, "warm": warm, "weights": "random",
+        "passes": {n: suites.SUITES[n].passes for n in names},
         "best": best,
         "eager_vs": {n: {k: round(best["eager"][k] / best[n][k], 3) for k in best[n]}
                      for n in names},
