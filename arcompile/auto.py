@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from arcompile.cost import Cost, program_cost
+from arcompile.ceilings import Ceilings, window_of
+from arcompile.cost import Cost, Graphs, program_cost
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.pipeline import PASSES, Pass, run
@@ -20,6 +21,7 @@ from arcompile.quality import LOSSY, Judge, condition, judged, settings
 from arcompile.runtime import request
 from arcompile.runtime.engine import Engine
 from arcompile.target import TARGETS
+from arcompile.walk import walk
 from arcompile.weights import Store, Weights
 
 TURNS = 12  # times each method draws at most, by turns with plain decoding; the quickest counts
@@ -33,7 +35,8 @@ NONE = "none"
 class Tried:
     """One method. seconds: to draw `batch` images, without the decoder; forwards: for an image.
 
-    gain: over plain decoding beside it; predicted: the same by the cost model, from two of these.
+    gain: over plain decoding beside it; predicted: the same by what plain steps of more images
+    take, for methods with windows (`ceilings`), and by bytes for others.
     """
 
     passes: tuple[Pass, ...]
@@ -45,6 +48,8 @@ class Tried:
     score: float | None = None
     refused: str = ""
     cost: Cost = field(default_factory=Cost)
+    window: int = 0
+    drafting: int = 0  # bytes that a second model moves, over all rounds
     engine: Engine | None = None
 
     @property
@@ -89,7 +94,7 @@ def decide(passes: Sequence[Pass], bench: Bench,
         raise ArcError(f"auto cannot tell a quality of {share:g}: nothing judges these pictures",
                        hint="give quality=exact; the shipped demos have a judge")
     tried = [*_measured(before, after, auto, share, bench, progress)]
-    predict(tried)
+    predict(tried, auto.batch)
     best = _best(tried, share, lambda t: _score(t, before, after, bench),
                  lambda t: _again(tried[0], t, auto.batch))
     found = {"quality": auto.quality, "batch": auto.batch, "chosen": best.name,
@@ -143,8 +148,19 @@ def _beside(base: Engine, t: Tried, cond: Any, batch: int) -> Tried:
     e.__dict__.pop("models", None)  # its memory
     p = e.program
     committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
-    t.cost = program_cost(p, batch, committed=committed).total
+    whole = program_cost(p, batch, committed=committed)
+    t.cost, t.window, t.drafting = whole.total, window_of(p), _drafting(p, batch, committed)
     return t
+
+
+def _drafting(p: Program, batch: int, committed: float) -> int:
+    """Bytes of all runs of a window's steps that are not those of its widest graph."""
+    runs = [r for turn in walk(p, batch, True, committed) for r in turn.runs
+            if turn.name.isdigit() and p.steps[int(turn.name)].window > 1]
+    each, total = Graphs(), dict[str, int]()
+    for r in runs:
+        total[r.graph.name] = total.get(r.graph.name, 0) + each.cost(r).bytes
+    return sum(total.values()) - max(total.values(), default=0)
 
 
 def _engine(passes: Sequence[Pass], bench: Bench) -> Engine:
@@ -171,20 +187,24 @@ def _time(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0) -> tup
 # --- the choice ----------------------------------------------------------------------------------
 
 
-def predict(tried: Sequence[Tried]) -> None:
-    """Gains by the cost model: seconds a byte and seconds a flop, told by plain decoding and by
-    the method of most flops; the others are predictions. Fills in `predicted`."""
-    ran = [t for t in tried if not t.refused]
-    plain, most = ran[0], max(ran, key=lambda t: t.cost.flops)
-    a = np.array([[t.cost.bytes, t.cost.flops] for t in (plain, most)], float)
-    seconds = np.array([plain.seconds, plain.seconds / most.gain])
-    if most is plain or abs(np.linalg.det(a / a.max(0))) < 1e-3:
-        rate = np.array([plain.seconds / max(plain.cost.bytes, 1), 0.0])
-    else:
-        rate = np.maximum(np.linalg.solve(a, seconds), 0.0)
-    for t in ran:
-        cost = np.array([t.cost.bytes, t.cost.flops], float)
-        t.predicted = plain.seconds / max(float(cost @ rate), 1e-12)
+def predict(tried: Sequence[Tried], batch: int = 1,
+            ceilings: Callable[[int, int], float] | None = None) -> None:
+    """Gains by the cost model. Fills in `predicted`.
+
+    A round of a window takes as many plain steps as `ceilings` (window, batch) says, by default
+    measured with the plain engine; what drafts beside it, or has no window, goes by its bytes.
+    """
+    plain = tried[0]
+    assert ceilings or plain.engine
+    told = ceilings or Ceilings(plain.engine).steps  # type: ignore[arg-type]
+    each = plain.cost.bytes / max(plain.forwards, 1)
+    for t in tried:
+        if t.refused:
+            continue
+        steps = t.cost.bytes / max(each, 1)
+        if t.window:
+            steps = t.forwards * told(t.window, batch) + t.drafting / max(each, 1)
+        t.predicted = plain.forwards / max(steps, 1e-12)
 
 
 def _again(plain: Tried, t: Tried, batch: int) -> float:

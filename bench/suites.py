@@ -88,6 +88,8 @@ SUITES = {s.name: s for s in (
     *(Suite(f"llamagen-B-{k}", "llamagen", "B", block=4, passes=v, alone=True) for k, v in (
         ("scd16", "scd{window=16}"), ("int8-scd16", "int8, scd{window=16}"),
         ("scd8", "scd{window=8}"), ("int8-scd8", "int8, scd{window=8}"),
+        ("scd4", "scd{window=4}"), ("int8-scd4", "int8, scd{window=4}"),
+        ("int8-scd2", "int8, scd{window=2}"),
         ("draft4", "draft{window=4,by='int4'}"), ("jacobi16", "jacobi{window=16}"),
         ("int8-jacobi16", "int8, jacobi{window=16}"))),
     *(Suite(f"llamagen-B-grid{n}", "llamagen", "B", options={"grid": n}) for n in (8, 16, 24)),

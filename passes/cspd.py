@@ -41,7 +41,7 @@ class CSpD(Pass):
     another checkpoint of the same latents, grid and steps, to draft instead. alone: share of the
     steps, the first, that this model takes alone. ease: how many times as wide the last turn
     counts when a draft is tested; more are kept, and more of the small model is in the picture.
-    tries: for a cell whose draft is not kept. A window of 1 is plain decoding.
+    retries: of a cell whose draft is not kept. A window of 1 is plain decoding.
     """
 
     keeps = "quality"
@@ -50,14 +50,15 @@ class CSpD(Pass):
     engine: str = ""
     alone: float = 0.05
     ease: float = 60.0
-    tries: int = 4
+    retries: int = 4
 
     def __call__(self, p: Program) -> Program:
         if self.window == 1:
             return p
-        if self.window < 1 or not 0 <= self.alone <= 1 or self.ease < 1 or self.tries < 1:
-            raise ArcError(f"pass cspd takes a window, ease and tries of 1 or more and a share "
-                           f"alone, not {self.window}, {self.ease}, {self.tries} and {self.alone}")
+        if self.window < 1 or not 0 <= self.alone <= 1 or self.ease < 1 or self.retries < 1:
+            given = f"{self.window}, {self.ease}, {self.retries} and {self.alone}"
+            raise ArcError("pass cspd takes a window, ease and retries of 1 or more and a share "
+                           f"alone, not {given}")
         _check(p, self.name)
         small = self._other() if self.engine else run(p, parse_pipeline(self.by))
         _check(small, self.name)
@@ -195,12 +196,12 @@ def drafted(p: Program, small: Program, way: CSpD) -> Program:
         _told(p.graph("head"), way.name), _also(p.graph("place"), known="seen"),
         first, step, head, merge(p.graph("place"), _noted(width, False), "begin"),
         merge(p.graph("place"), _noted(width, True), "more"),
-        _verify(width, p.positions, way.ease, way.tries))
+        _verify(width, p.positions, way.ease, way.retries))
     known = {g.name for g in graphs}
     graphs = tuple(g for g in graphs if g.results)
     graphs += tuple(g for g in p.graphs if g.name not in known)
-    chance = Draw("chance", "uniform", 1 + way.tries)
-    again = Draw("again", "normal", width * way.tries)
+    chance = Draw("chance", "uniform", 1 + way.retries)
+    again = Draw("again", "normal", width * way.retries)
     also = (Call(first.name),) if first.results else ()
     return replace(p, graphs=graphs, steps=_steps(p.steps, way), accept="confident",
                    prompt=(*p.prompt, *also), draws=(*p.draws, chance, again),

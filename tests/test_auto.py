@@ -36,15 +36,40 @@ def test_exact_methods_only_unless_asked():
     assert {p.name for p in every} > {p.name for p in exact}
 
 
-def test_predictions_are_exact_where_the_model_is():
-    """Times made of 2 s a byte and 3 s a flop: all are found from two."""
-    made = [Tried((), cost=Cost(10, 100)), Tried((SCD(),), cost=Cost(400, 20)),
-            Tried((SCD(window=4),), cost=Cost(50, 40)), Tried((GSD(),), refused="no")]
-    for t in made[:3]:
-        t.seconds = 2.0 * t.cost.bytes + 3.0 * t.cost.flops
-        t.gain = made[0].seconds / t.seconds
-    predict(made)
-    assert [t.predicted for t in made[:3]] == pytest.approx([t.gain for t in made[:3]])
+def test_predictions():
+    """By windows' rounds where there are windows, by bytes elsewhere, drafters apart."""
+    plain = Tried((), cost=Cost(weights=640), forwards=64.0)  # ten bytes a step
+    scd = Tried((SCD(),), cost=Cost(weights=99), forwards=16.0, window=8)
+    draft = Tried((SCD(),), cost=Cost(weights=99), forwards=16.0, window=4, drafting=320)
+    other = Tried((GSD(),), cost=Cost(weights=320), forwards=64.0)
+    predict([plain, scd, draft, other, Tried((GSD(),), refused="no")], 2,
+            lambda window, batch: {(8, 2): 2.0, (4, 2): 1.5}[window, batch])
+    assert plain.predicted == 1
+    assert scd.predicted == 64 / (16 * 2.0)
+    assert draft.predicted == 64 / (16 * 1.5 + 32)
+    assert other.predicted == 2
+
+
+def test_a_window_costs_what_a_step_of_as_many_images_does(monkeypatch):
+    from arcompile import ceilings
+
+    asked = []
+    monkeypatch.setattr(ceilings, "step_seconds", lambda e, n: asked.append(n) or 1.0 + n)
+    told = ceilings.Ceilings(None)
+    assert told.steps(4, 1) == 5 / 2
+    assert told.steps(4, 2) == 9 / 3
+    assert told.steps(2, 2) == 5 / 3  # four images are known
+    assert asked == [1, 4, 2, 8]
+
+
+def test_what_a_drafter_moves():
+    p = run(llama(2), [SCD(window=2)])
+    few = auto._drafting(p, 1, 1.0)
+    assert auto._drafting(llama(2), 1, 1.0) == 0
+    from arcompile.passes.draft import Draft
+
+    q = run(llama(2), [Draft(window=2, by="shallow{layers=1}")])
+    assert auto._drafting(q, 1, 1.0) > 4 * few > 0
 
 
 def test_the_quickest_that_keeps_enough():

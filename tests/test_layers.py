@@ -24,7 +24,7 @@ LAYERS = (
     ("nn", "export", "runtime"),
     ("partner",),
     ("passes", "kernels", "models", "targets"),
-    ("choose", "quality", "auto", "glance"),
+    ("choose", "quality", "ceilings", "auto", "glance"),
     ("compile",),
     ("calibrate",),
 )

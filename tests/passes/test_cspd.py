@@ -65,18 +65,18 @@ def plain():
 def test_one_turn_keeps_the_law(temperature):
     """What both models know is the same, and there is one Gaussian: that is exact."""
     p = walk()
-    latents, kept = drawn(drafted(p, window=1, ease=1.0, tries=16), temperature=temperature)
+    latents, kept = drawn(drafted(p, window=1, ease=1.0, retries=16), temperature=temperature)
     want = counts(drawn(p, seed=5, temperature=temperature)[0])
     assert 0.2 < kept < 0.8
     assert toy.two_sample(counts(latents), want) > 1e-3
 
 
 @pytest.mark.parametrize(("turns", "options", "least", "most"), [
-    (1, {"window": 1, "ease": 1.0, "tries": 1}, 0.1, 0.2),  # rejected ones need more tries
+    (1, {"window": 1, "ease": 1.0, "retries": 1}, 0.1, 0.2),  # rejected ones need more tries
     (1, {"window": 1, "ease": 4.0}, 0.4, 0.6),  # drafts that should have been rejected
     (1, {"window": 2, "ease": 1.0}, 0.2, 0.3),  # the second cell does not know the first
-    (2, {"window": 1, "ease": 1.0, "tries": 16}, 0.04, 0.08),  # paths of two turns
-    (3, {"window": 1, "ease": 1.0, "tries": 16}, 0.08, 0.15)])  # and of three
+    (2, {"window": 1, "ease": 1.0, "retries": 16}, 0.04, 0.08),  # paths of two turns
+    (3, {"window": 1, "ease": 1.0, "retries": 16}, 0.08, 0.15)])  # and of three
 def test_what_is_off_and_by_how_much(plain, turns, options, least, most):
     """And the count above can see it. Two counts of one law are 0.025 apart."""
     latents, _ = drawn(drafted(walk(turns), **options))
@@ -112,7 +112,7 @@ def test_program(golden):
 
 def test_what_a_draft_is_tested_by(golden):
     """The verifier up to its first comparison."""
-    text = str(drafted(walk(2), window=2, tries=1).graph("verify"))
+    text = str(drafted(walk(2), window=2, retries=1).graph("verify"))
     assert text[:text.index(" less(")] == golden
 
 
@@ -122,8 +122,8 @@ def other(p, i, **changes):
 
 
 @pytest.mark.parametrize(("p", "way", "why"), [
-    (walk(), {"window": 0}, "a window, ease and tries of 1 or more"),
-    (walk(), {"ease": 0.5}, "a window, ease and tries of 1 or more"),
+    (walk(), {"window": 0}, "a window, ease and retries of 1 or more"),
+    (walk(), {"ease": 0.5}, "a window, ease and retries of 1 or more"),
     (walk(), {"alone": 1.5}, "a share alone"),
     (mixed(), {}, "mixed is drafted already"),
     (other(walk(), 1, calls=(Call("step"), Call("place"))), {}, "step 1 of walk calls step place"),
