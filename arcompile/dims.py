@@ -94,6 +94,13 @@ def symbols(d: Dim) -> set[str]:
     return {s for k, _ in _terms(d) for s in k}
 
 
+def root(d: Dim, symbol: str, limit: int) -> int:
+    """The largest number for `symbol`, up to a limit, at which `d` is not negative: a size of that
+    symbol alone, to the first power."""
+    none, one = (value(d, {symbol: n}) for n in (0, 1))
+    return min(limit, none // (none - one)) if one < none else limit
+
+
 def value(d: Dim, sizes: Mapping[str, int]) -> int:
     """The number a dim stands for, given a number for each symbol."""
     total = 0

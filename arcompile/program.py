@@ -23,6 +23,7 @@ KINDS = ("uniform", "normal", "gumbel", "order")
 TIMES = ("start", "step", "place", "loop")
 
 PROMPT = 64  # what a size that only a request tells counts as, where no request is at hand
+LONGEST = 4096  # and the most it is thought to be
 
 # r rows (sequences the network runs: each image, then the unconditional twin of those that need
 # one), b images, N positions.
@@ -141,10 +142,17 @@ class Program:
 
     def sizes(self, b: int = 1, r: int = 1, **known: int) -> dict[str, int]:
         """The sizes of a run; those that only a request tells are `known`, or PROMPT."""
-        return {**dict.fromkeys(self._told(), PROMPT), "b": b, "r": r, "N": self.positions, **known}
+        told = {s: min(PROMPT, most) for s, most in self.longest().items()}
+        return {**told, "b": b, "r": r, "N": self.positions, **known}
 
-    def _told(self) -> set[str]:
-        return {s for _, t in self.inputs for d in t.shape for s in dims.symbols(d)}
+    def longest(self) -> dict[str, int]:
+        """Of each size that only a request tells, the largest that leaves no size of a graph below
+        nothing; LONGEST where none is."""
+        told = {s for _, t in self.inputs for d in t.shape for s in dims.symbols(d)}
+        less = {d for g in self.graphs if told for v in g.values() for d in v.type.shape
+                if isinstance(d, str) and "-" in d}
+        return {s: min((dims.root(d, s, LONGEST) for d in less if dims.symbols(d) == {s}),
+                       default=LONGEST) for s in told}
 
     def calls(self) -> Iterator[Call]:
         """Every call, in the order it may run."""

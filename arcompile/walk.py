@@ -44,12 +44,14 @@ def guided_rows(p: Program, batch: int = 1, guided: bool = True) -> int:
     return 2 * batch if twins else batch
 
 
-def walk(p: Program, batch: int = 1, guided: bool = True, committed: float = 1.0) -> Iterator[Turn]:
+def walk(p: Program, batch: int = 1, guided: bool = True, committed: float = 1.0,
+         known: Sizes | None = None) -> Iterator[Turn]:
     """Every step in order, for `batch` images; of a step with a window, every round.
 
     committed: positions that a round commits. Only runs tell; 1 is the least there can be.
+    known: sizes that only a request tells.
     """
-    w = _Walk(p, p.sizes(batch, guided_rows(p, batch, guided)))
+    w = _Walk(p, p.sizes(batch, guided_rows(p, batch, guided), **(known or {})))
     if p.prompt:
         yield w.turn("prompt", p.prompt)
     for i, s in enumerate(p.steps):

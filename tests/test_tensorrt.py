@@ -45,8 +45,11 @@ def test_every_family_builds(family, tmp_path):
     shapes, planned = trt_build.ranges(p, 2), 0
     tokenizer = {c.graph for c in p.finish} if family not in ("llamagen", "mar") else set()
     for g in p.graphs:
-        if g.name in tokenizer or g.name == "encode" or tensorrt.reasons(g):
+        if g.name in tokenizer or g.name == "encode":
             continue  # image tokenizers are shared
+        if why := tensorrt.reasons(g):
+            assert all(tensorrt.SORTS in r for r in why), (g.name, why)
+            continue
         path = tmp_path / f"{g.name}.onnx"
         path.write_bytes(emit(g, spans, values=held, table=onnx_standard.table()))
         built = trt_build.build(path, g, [shapes[g.name]], trt)

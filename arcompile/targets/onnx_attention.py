@@ -30,11 +30,11 @@ def _sizes(e: Emitter, past: str, query: str) -> tuple[str, str, str]:
     return s, filled, total
 
 
-def _own(e: Emitter, past: str, s: str, slots: str) -> str:
-    """bool [r,1,s,t]: is key slot t the query's own?"""
+def _own(e: Emitter, past: str, s: str, slots: str, than: str = "Equal") -> str:
+    """bool [r,1,s,t]: is key slot t the query's own? Or one before it, by LessOrEqual."""
     at = e.op("Add", e.op("Unsqueeze", e.op("Cast", past, to=DTYPES["i64"]), e.const([1])),
               _range(e, s))
-    return e.op("Equal", e.op("Unsqueeze", at, e.const([1, 3])), _range(e, slots))
+    return e.op(than, _range(e, slots), e.op("Unsqueeze", at, e.const([1, 3])))
 
 
 def _hide(e: Nodes, n: Node) -> tuple[str, str]:
@@ -47,13 +47,14 @@ def _range(e: Nodes, n: str) -> str:
     return e.op("Range", e.const(0), e.op("Squeeze", n, e.const([0])), e.const(1))
 
 
-def _seen(e: Emitter, keep: list[str], past: str, s: str, slots: str, mask: str) -> str:
-    """The mask operand of Attention, where `is_causal` alone does not say it."""
-    kept = _keep(e, keep[0], past, s, slots) if keep else ""
-    if mask != "prefix":
+def _seen(e: Emitter, keep: str, past: str, s: str, slots: str, mask: str) -> str:
+    """The mask operand of Attention, all of it: TensorRT takes none beside `is_causal`."""
+    kept = _keep(e, keep, past, s, slots)
+    if mask == "full":
         return kept
-    early = _prefix(e, past, s, slots)
-    return e.op("And", kept, early) if keep else early
+    early = _prefix(e, past, s, slots) if mask == "prefix" else (
+        _own(e, past, s, slots, "LessOrEqual"))
+    return e.op("And", kept, early)
 
 
 def _prefix(e: Nodes, past: str, s: str, slots: str) -> str:
@@ -168,9 +169,9 @@ def _cached(e: Emitter, n: Node, q: str, k: str, v: str, past: str, keep: list[s
     s, filled, _ = _sizes(e, past, q)
     if keep:
         seen = e.once(("mask", *keep, slots, a["mask"]),
-                      lambda: _seen(e, keep, past, s, e.dim(slots), a["mask"]))
+                      lambda: _seen(e, keep[0], past, s, e.dim(slots), a["mask"]))
         out = e.op("Attention", _split(e, q, a["heads"]), k, v, seen, "", "", filled,
-                   scale=a["scale"], is_causal=int(a["mask"] == "causal"))
+                   scale=a["scale"], is_causal=0)
         return _join(e, out)
     body = partial(_attend, heads=a["heads"], scale=a["scale"], mask=a["mask"])
     if n.args[0].type.dtype != "f32":

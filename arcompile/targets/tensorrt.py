@@ -75,7 +75,7 @@ class TensorRT(Target):
     """TensorRT, or TensorRT for RTX, on an NVIDIA GPU."""
 
     passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
-              "dead-code")
+              "static-cache, dead-code")
     dtypes: ClassVar[tuple[str, ...]] = ("f16", "bf16")
     needs = ("tensorrt or tensorrt-rtx", "onnx", "onnxruntime")
     memory = Memory(arenas=False, in_place=True)

@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +55,14 @@ def ranges(p: Program, images: int, least: int = 1) -> dict[str, dict[str, Range
     of as many as there can be."""
     seen: dict[str, dict[str, Counter[Shape]]] = {}
     common = 1 if least == 1 else images
-    for batch in sorted({least, images}):
-        for guided in (True, False):
-            for turn in walk(p, batch, guided):
-                for run in turn.runs:
-                    at = seen.setdefault(run.graph.name, {})
-                    for v in run.graph.params:
-                        shape = tuple(dims.value(d, run.sizes) for d in v.type.shape)
-                        usual = run.times if batch == common and guided else 0
-                        at.setdefault(v.name, Counter())[shape] += usual
+    for batch, guided, told in product(sorted({least, images}), (True, False), _told(p)):
+        for turn in walk(p, batch, guided, known=told):
+            for run in turn.runs:
+                at = seen.setdefault(run.graph.name, {})
+                for v in run.graph.params:
+                    shape = tuple(dims.value(d, run.sizes) for d in v.type.shape)
+                    usual = run.times if batch == common and guided and not told else 0
+                    at.setdefault(v.name, Counter())[shape] += usual
     for g in p.graphs:
         if g.name not in seen:
             shapes = {v.name: tuple(dims.value(d, p.sizes()) for d in v.type.shape)
@@ -70,6 +70,12 @@ def ranges(p: Program, images: int, least: int = 1) -> dict[str, dict[str, Range
             seen[g.name] = {name: Counter({shape: 1}) for name, shape in shapes.items()}
     return {g: {name: _range(shapes) for name, shapes in inputs.items()}
             for g, inputs in seen.items()}
+
+
+def _told(p: Program) -> list[dict[str, int]]:
+    """Sizes that only a request tells: common ones, the least and the largest."""
+    most = {s: n for s, n in p.longest().items() if s not in ("b", "r")}
+    return [{}, dict.fromkeys(most, 1), most] if most else [{}]
 
 
 def profiles(p: Program, few: int, batch: int) -> dict[str, list[dict[str, Range]]]:
