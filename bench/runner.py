@@ -224,9 +224,10 @@ class _Bench:
         }
 
     def _tokens(self, t: Turns, output: Any) -> dict[str, Any]:
-        """Are the greedy tokens of both sides the same?"""
+        """Are the greedy tokens of both sides the same, and do the passes promise it?"""
+        promised = self.engine.manifest["contract"]["keeps"] in ("values", "distribution")
         if self.eager is None or not output.tokens.size:  # continuous tokens: of other noise
-            return {"equal": None, "compared": 0}
+            return {"equal": None, "compared": 0, "promised": promised}
         import torch
 
         theirs = torch.cat(t.tokens, 1).numpy()
@@ -234,7 +235,8 @@ class _Bench:
         order = [*committed][: theirs.shape[1]]  # cells that are drawn again, once
         differ = (output.tokens[:, order] != theirs).any(0)
         first = int(np.argmax(differ)) if differ.any() else None
-        return {"equal": first is None, "compared": theirs.size, "first_difference": first}
+        return {"equal": first is None, "compared": theirs.size, "first_difference": first,
+                "promised": promised}
 
     # --- a whole image ---
 

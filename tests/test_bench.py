@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from arcompile import bench
-from arcompile.bench import eager, machine, spread, suites
+from arcompile.bench import eager, machine, runner, spread, suites
 from arcompile.compile import write
 from arcompile.errors import ArcError
 from arcompile.family import FAMILIES
@@ -72,8 +72,24 @@ def test_tiny_scales(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "PAUSE", 0.0)
     bench.run("var-tiny", quick=True, as_json=True, out=tmp_path)
     row = json.loads(capsys.readouterr().out)
-    assert row["tokens"] == {"equal": True, "compared": 14, "first_difference": None}
+    assert row["tokens"] == {"equal": True, "compared": 14, "first_difference": None,
+                             "promised": True}
     assert row["greedy"]["engine"]["n"] == 2  # of three scales the first wakes the threads
+
+
+@pytest.mark.ort
+def test_other_tokens_fail_where_the_passes_promise_the_same(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(machine, "FLOATS", 1 << 22)
+    monkeypatch.setattr(machine, "PAUSE", 0.0)
+    told = runner._Bench._tokens
+    for promise, code in ((True, 1), (False, 0)):
+        monkeypatch.setattr(runner._Bench, "_tokens", lambda *x, p=promise: {
+            **told(*x), "equal": False, "promised": told(*x)["promised"] and p})
+        assert bench.run("llamagen-tiny", quick=True, as_json=True) == code
+    monkeypatch.setattr(runner._Bench, "_tokens", told)
+    bench.run("llamagen-tiny-int8", quick=True, as_json=True)
+    assert not json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"]["promised"]
 
 
 @pytest.mark.ort
@@ -87,7 +103,8 @@ def test_tiny_end_to_end(tmp_path, capsys, monkeypatch):
     assert set(row) == HEAD
     assert set(row["greedy"]) == STEP
     assert set(row["sampled"]) == STEP | {"top_k"}
-    assert row["tokens"] == {"equal": True, "compared": 16, "first_difference": None}
+    assert row["tokens"] == {"equal": True, "compared": 16, "first_difference": None,
+                             "promised": True}
     assert code == 0
     assert 0 < row["bytes"]["step_weights"] < row["bytes"]["run_weights"] < row["bytes"]["file"]
     assert row["greedy"]["engine"]["n"] == len(row["series"]["engine_ms"]) == 12
