@@ -68,6 +68,7 @@ def measure(names: list[str], runs: int, warm: int = 1) -> dict[str, Any]:
     best = {n: {k: round(min(r[k] for r in rows[warm:]), 3) for k in rows[0]}
             for n, rows in found.items()}
     return {
+        "suite": f"images-{names[0]}", "kind": "images",
         "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
         "runs": runs, "warm": warm, "weights": "random",
         "passes": {n: suites.SUITES[n].passes for n in names},

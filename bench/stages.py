@@ -75,7 +75,8 @@ def measure(suite: Suite, steps: Sequence[int], runs: int) -> dict[str, Any]:
     best = {side: [least(turns) for turns in each] for side, each in found.items()}
     whole = {side: over_all(steps, each, len(e.program.steps)) for side, each in best.items()}
     return {
-        "suite": f"stages-{suite.name}", "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "suite": f"stages-{suite.name}", "kind": "stages",
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": machine.host(), "weights": "random", "runs": runs, "steps": list(steps),
         "of": len(e.program.steps), "facts": {**suite.facts, **suite.options},
         "passes": suite.passes,

@@ -119,7 +119,7 @@ LISTS: dict[str, Callable[[], Rows]] = {
 
 def bench(
     what: Annotated[str, typer.Argument(metavar="WHAT",
-        help="A suite, an engine folder, or list, peers, sweeps, report, markdown.")] = "list",
+        help="A suite, an engine folder, or list, all, peers, sweeps, report, markdown.")] = "list",
     quick: Annotated[bool, typer.Option("--quick", help="Few repetitions, small sizes.")] = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE",
                                              help="Where to keep the results.")] = None,
