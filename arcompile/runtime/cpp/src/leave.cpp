@@ -30,7 +30,8 @@ std::vector<bool> Loop::last_readers() const {
     if (work != seen) out[i] = read(work->calls);
     seen = work;
   }
-  if (p_.finish.empty() && !out.empty()) out.back() = false;  // they are what the run makes
+  // what is left then is what the run makes, or is let go of by what follows
+  if (!out.empty()) out.back() = false;
   return out;
 }
 

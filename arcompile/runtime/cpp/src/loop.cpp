@@ -150,9 +150,9 @@ void Loop::prepare() {
 void Loop::set_tables() {
   for (const auto& [table, held] : p_.tables) {
     for (const auto& [name, values] : held) {
-      std::vector<Ref> made;
-      for (const Constant& c : values) made.push_back(Tensor::of(c));
-      tables_[table].emplace_back(models_.slots()[name], std::move(made));
+      Column made{models_.slots()[name], {}, nullptr};
+      for (const Constant& c : values) made.rows.push_back(Tensor::of(c));
+      tables_[table].push_back(std::move(made));
     }
   }
 }
@@ -225,6 +225,18 @@ bool Loop::run_steps() {
   return true;
 }
 
+// In the memory of the turn before where it fits: what is bound already is not bound again.
+const Ref& Column::at(std::size_t turn) {
+  const Ref& row = rows[turn];
+  if (!now || now->shape != row->shape) {
+    now = row->copy();
+    now->lent = true;
+  } else if (row->bytes()) {
+    std::memcpy(now->data, row->data, row->bytes());
+  }
+  return now;
+}
+
 void Loop::set_constants(const Work& work) {
   if (work.set.empty()) return;
   auto& made = constants_[&work];
@@ -252,19 +264,44 @@ void Loop::draw_noise(When when, const Where& where, std::int64_t turn) {
     if (!own || own->shape[1] != static_cast<std::int64_t>(where.size())) {
       own = room(d, q_.images(), where.size());
     }
-    draw(d, i, q_.seeds, q_.copies, where, turn, *own);
+    if (when == When::loop) {
+      std::memcpy(own->data, ahead_[i]->as<char>() + static_cast<std::size_t>(turn) * own->bytes(), own->bytes());
+    } else {
+      draw(d, i, q_.seeds, q_.copies, where, turn, *own);
+    }
     seen = own;
+  }
+}
+
+// The noise of all turns of a loop: drawn one by one between graphs, each would find the caches cold.
+void Loop::draw_ahead(const Where& where, std::size_t turns) {
+  const auto b = static_cast<std::int64_t>(q_.images());
+  ahead_.resize(p_.draws.size());
+  for (std::size_t i = 0; i < p_.draws.size(); ++i) {
+    const Draw& d = p_.draws[i];
+    if (d.when != When::loop || q_.given.count(d.name)) continue;
+    Ref& all = ahead_[i];
+    const auto c = static_cast<std::int64_t>(where.size());
+    if (!all || all->shape[0] != static_cast<std::int64_t>(turns) * b || all->shape[1] != c) {
+      all = room(d, turns * q_.images(), where.size());
+    }
+    for (std::size_t t = 0; t < turns; ++t) {
+      const auto turn = static_cast<std::int64_t>(t);
+      draw(d, i, q_.seeds, q_.copies, where, turn, *all->rows(turn * b, b));
+    }
   }
 }
 
 void Loop::call(const Call& c, const Where* where) {
   cancel_.check();
   if (!c.loop.empty()) {
-    const auto& columns = tables_.at(c.loop);
-    const std::size_t turns = columns.front().second.size();
+    auto& columns = tables_.at(c.loop);
+    const std::size_t turns = columns.front().rows.size();
+    const Where& drawn = where ? *where : Where{};
+    draw_ahead(drawn, turns);
     for (std::size_t t = 0; t < turns; ++t) {
-      for (const auto& [slot, values] : columns) env_[slot] = values[t];
-      draw_noise(When::loop, where ? *where : Where{}, static_cast<std::int64_t>(t));
+      for (Column& column : columns) env_[column.slot] = column.at(t);
+      draw_noise(When::loop, drawn, static_cast<std::int64_t>(t));
       run_graph(c.graph, where);
     }
   } else if (c.each) {

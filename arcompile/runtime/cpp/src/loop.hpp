@@ -49,6 +49,15 @@ struct Logits {
   Ref conditional, unconditional;
 };
 
+// A column of a table over which a call loops.
+struct Column {
+  std::size_t slot;
+  std::vector<Ref> rows;
+  Ref now;  // what the graph reads
+
+  const Ref& at(std::size_t turn);
+};
+
 class Loop {
  public:
   Loop(const Program& program, const Models& models, const Ask& ask, std::int64_t vocabulary);
@@ -73,6 +82,7 @@ class Loop {
   bool step(std::size_t i, std::size_t& done);
   void set_constants(const Work& work);
   void draw_noise(When when, const Where& where, std::int64_t turn);
+  void draw_ahead(const Where& where, std::size_t turns);
   void call(const Call& c, const Where* where);
   void run_graph(const std::string& graph, const Where* where);
   // What fails because the caller ended it is a cancelled run, whatever ONNX Runtime calls it.
@@ -112,8 +122,9 @@ class Loop {
   std::vector<std::int64_t> turns_;  // how often each step's positions were committed before
   std::vector<std::size_t> draw_slots_;
   std::vector<Ref> noise_;           // of each draw, as drawn last
+  std::vector<Ref> ahead_;           // of each draw of a loop, that of all turns
   std::unordered_map<const Work*, std::vector<std::pair<std::size_t, Ref>>> constants_;
-  std::map<std::string, std::vector<std::pair<std::size_t, std::vector<Ref>>>> tables_;
+  std::map<std::string, std::vector<Column>> tables_;
   Sizes sizes_;
   std::int64_t rows_ = 0;
   std::set<std::size_t> of_rows_;    // slots of what has a row for each row

@@ -115,6 +115,7 @@ void Library::load(const std::string& given) {
     throw Error(path_ + " is not ONNX Runtime: it has no OrtGetApiBase",
                 "set ARC_ORT_LIBRARY to a libonnxruntime.so, 1.28 or newer", Code::machine);
   }
+  entry_ = reinterpret_cast<const void*>(entry);
   version_ = entry()->GetVersionString();
   check_version();
   const void* table = entry()->GetApi(kApiVersion);

@@ -35,6 +35,8 @@ class Library {
 
   // The one place where a model becomes a session.
   Owned<OrtSession> session(const std::string& path, int threads) const;
+  // Gives back what making sessions took, once: heap, and pages of ONNX Runtime's code.
+  void settle() const;
   Owned<OrtIoBinding> binding(OrtSession* session) const;
   // shrink: such a run gives its working memory back.
   Owned<OrtRunOptions> run_options(bool shrink = false) const;
@@ -52,6 +54,7 @@ class Library {
   void check_placed(const OrtSession* session) const;
 
   std::string provider_, path_, version_, kernels_;
+  const void* entry_ = nullptr;  // a function of it
   std::unique_ptr<Api> api_;
   Owned<OrtEnv> env_;
   Owned<OrtMemoryInfo> cpu_, device_;

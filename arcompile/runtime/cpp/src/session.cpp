@@ -1,9 +1,5 @@
 #include "session.hpp"
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -85,6 +81,7 @@ Session::Session(std::shared_ptr<const ort::Library> library, const std::string&
   library_->must(library_->api().SessionGetOutputCount(raw(), &n), what);
   for (std::size_t i = 0; i < n; ++i) {
     Port p = port(i, false, slots);
+    for (const Dim& d : p.type.shape) p.extents.push_back(extent(d));
     for (std::size_t j = 0; j < inputs_.size(); ++j) {
       if (inputs_[j].name != p.name) continue;
       inputs_[j].type == p.type ? void(p.carried = static_cast<int>(j)) : void(p.renews = true);
@@ -92,6 +89,19 @@ Session::Session(std::shared_ptr<const ort::Library> library, const std::string&
     p.stays = library_->on_device() && p.carried >= 0 && !is_read_here(p.name);
     results_.push_back(std::move(p));
   }
+}
+
+// Asked at every step: names are looked up once.
+Extent Session::extent(const Dim& d) const {
+  if (d.constant()) return {d.value({}), -1, 0};
+  for (std::size_t i = 0; d.symbol() && i < inputs_.size(); ++i) {
+    const auto& shape = inputs_[i].type.shape;
+    const auto found = std::find(shape.begin(), shape.end(), d);
+    if (found != shape.end()) {
+      return {-1, static_cast<int>(i), static_cast<std::size_t>(found - shape.begin())};
+    }
+  }
+  return {};
 }
 
 Port Session::port(std::size_t i, bool input, Slots& slots) const {
@@ -204,12 +214,22 @@ Sizes Bound::sizes() const {
   return found;
 }
 
+Shape Bound::shape_of(const Port& r) const {
+  Shape out;
+  for (const Extent& e : r.extents) {
+    const Shape* told = e.input < 0 ? nullptr : &last_[static_cast<std::size_t>(e.input)]->shape;
+    const std::int64_t size = !told ? e.size : e.axis < told->size() ? (*told)[e.axis] : -1;
+    if (size < 0) return r.type.shape_of(sizes());
+    out.push_back(size);
+  }
+  return out;
+}
+
 void Bound::make_outputs() {
-  const Sizes known = sizes();
   for (std::size_t i = 0; i < out_.size(); ++i) {
     const Port& r = s_.results()[i];
     if (r.carried >= 0) continue;
-    const Shape shape = r.type.shape_of(known);
+    const Shape shape = shape_of(r);
     if (out_[i] && out_[i]->shape == shape) continue;
     bind_output(i, r.renews ? Tensor::blank(r.type.dtype, shape) : room(i, shape));
   }
@@ -288,9 +308,7 @@ const Session& Models::session(const std::string& graph) const {
   if (!found) {
     found = std::make_unique<Session>(library_, graph, folder_ + "/" + graph + ".onnx",
                                       light_.count(graph) ? 1 : threads_, slots_);
-#if defined(__GLIBC__)
-    ::malloc_trim(0);  // what reading and rewriting the model took, once
-#endif
+    library_->settle();
   }
   return *found;
 }

@@ -34,9 +34,17 @@ class Env {
   std::vector<Ref> values_;
 };
 
+// A size of a result: a number, or the size of an input's axis; else what `Type` says.
+struct Extent {
+  std::int64_t size = -1;
+  int input = -1;
+  std::size_t axis = 0;
+};
+
 struct Port {
   std::string wire, name;  // as the model, and as the program calls it
   Type type;
+  std::vector<Extent> extents;  // of a result
   std::size_t slot = 0;
   int carried = -1;     // of a result: the input that it is the next value of
   bool renews = false;  // of a result: it has an input's name, but not its type
@@ -58,6 +66,7 @@ class Session {
 
  private:
   Port port(std::size_t i, bool input, Slots& slots) const;
+  Extent extent(const Dim& d) const;
   std::shared_ptr<const ort::Library> library_;
   std::string graph_;
   ort::Owned<OrtSession> session_;
@@ -88,6 +97,7 @@ class Bound {
   Ref room(std::size_t i, const Shape& shape);
   void make_outputs();
   Sizes sizes() const;
+  Shape shape_of(const Port& result) const;
   void execute(const OrtRunOptions* options);
 
   const Session& s_;
