@@ -50,26 +50,29 @@ def _bare(bench: runner._Bench) -> float:
     return (time.perf_counter() - start - out.timings["prompt"]) / len(short.program.steps)
 
 
-def twice(suite: Suite) -> list[dict[str, Any]]:
-    """Each figure of two runs in a row, and the verdict."""
+def agreement(suite: Suite) -> dict[str, Any]:
+    """Each figure of two runs in a row, and whether each is within both runs' spread."""
+    start = time.perf_counter()
     one, two = (runner.measure(suite) for _ in range(2))
-    return history.since([two], [one])
+    figures = history.since([two], [one])
+    seen = [f["verdict"] for f in figures if f["verdict"] != "measured once"]
+    return {"two_runs_s": round(time.perf_counter() - start, 1), "figures": figures,
+            "agree": all(v == SAME for v in seen)}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", nargs="?", default="demo")
+    parser.add_argument("--overhead", action="store_true", help="only what the bench adds")
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
-    suite, start = suites.find(told.suite), time.perf_counter()
-    figures = twice(suite)
-    spread = [f for f in figures if f["verdict"] != "measured once"]
-    row = {"suite": f"agree-{suite.name}", "kind": "agree", "host": machine.host(),
-           "time": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.facts(),
-           "two_runs_s": round(time.perf_counter() - start, 1), "figures": figures,
-           "agree": all(f["verdict"] == SAME for f in spread), "overhead": overhead(suite)}
+    suite = suites.find(told.suite)
+    row = {"suite": f"{'overhead' if told.overhead else 'agree'}-{suite.name}", "kind": "agree",
+           "host": machine.host(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+           "machine": machine.facts(), **({} if told.overhead else agreement(suite)),
+           "overhead": overhead(suite)}
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")
-    print(history.table(figures))
-    print({k: row[k] for k in ("two_runs_s", "agree", "overhead")})
+    print(history.table(row.get("figures", [])))
+    print({k: row[k] for k in ("two_runs_s", "agree", "overhead") if k in row})
