@@ -149,11 +149,11 @@ def _beside(base: Engine, t: Tried, cond: Any, batch: int) -> Tried:
     p = e.program
     committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
     whole = program_cost(p, batch, committed=committed)
-    t.cost, t.window, t.drafting = whole.total, window_of(p), _drafting(p, batch, committed)
+    t.cost, t.window, t.drafting = whole.total, window_of(p), drafted_bytes(p, batch, committed)
     return t
 
 
-def _drafting(p: Program, batch: int, committed: float) -> int:
+def drafted_bytes(p: Program, batch: int, committed: float) -> int:
     """Bytes of all runs of a window's steps that are not those of its widest graph."""
     runs = [r for turn in walk(p, batch, True, committed) for r in turn.runs
             if turn.name.isdigit() and p.steps[int(turn.name)].window > 1]
@@ -192,18 +192,22 @@ def predict(tried: Sequence[Tried], batch: int = 1,
     """Gains by the cost model. Fills in `predicted`.
 
     A round of a window takes as many plain steps as `ceilings` (window, batch) says, by default
-    measured with the plain engine; what drafts beside it, or has no window, goes by its bytes.
+    measured with the plain engine, and what drafting and verifying take beside, which the
+    narrowest window of each method tells: that one is no prediction. A second model goes by the
+    bytes it moves, as does what has no windows.
     """
     plain = tried[0]
     assert ceilings or plain.engine
     told = ceilings or Ceilings(plain.engine).steps  # type: ignore[arg-type]
-    each = plain.cost.bytes / max(plain.forwards, 1)
-    for t in tried:
-        if t.refused:
-            continue
-        steps = t.cost.bytes / max(each, 1)
+    each = max(plain.cost.bytes / max(plain.forwards, 1), 1)
+    beside: dict[str, float] = {}
+    for t in sorted((t for t in tried if not t.refused), key=lambda t: t.window):
+        steps = t.cost.bytes / each
         if t.window:
-            steps = t.forwards * told(t.window, batch) + t.drafting / max(each, 1)
+            rounds = t.forwards * told(t.window, batch) + t.drafting / each
+            took = plain.forwards / t.gain
+            own = beside.setdefault(t.passes[0].name, (took - rounds) / t.forwards)
+            steps = rounds + t.forwards * own
         t.predicted = plain.forwards / max(steps, 1e-12)
 
 

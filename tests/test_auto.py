@@ -14,6 +14,7 @@ from arcompile.cost import Cost
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.passes.dead_code import DeadCode
+from arcompile.passes.draft import Draft
 from arcompile.passes.gsd import GSD
 from arcompile.passes.scd import SCD
 from arcompile.pipeline import contract, parse_pipeline, run
@@ -37,16 +38,20 @@ def test_exact_methods_only_unless_asked():
 
 
 def test_predictions():
-    """By windows' rounds where there are windows, by bytes elsewhere, drafters apart."""
+    """By windows' rounds where there are windows, by bytes elsewhere, drafters apart; what rounds
+    take beside is told by the narrowest window."""
     plain = Tried((), cost=Cost(weights=640), forwards=64.0)  # ten bytes a step
+    narrow = Tried((SCD(),), forwards=32.0, window=4, gain=64 / (32 * 1.9))  # 0.4 beside
     scd = Tried((SCD(),), cost=Cost(weights=99), forwards=16.0, window=8)
-    draft = Tried((SCD(),), cost=Cost(weights=99), forwards=16.0, window=4, drafting=320)
+    draft = Tried((Draft(),), forwards=16.0, window=4, drafting=320, gain=64 / (16 * 1.6 + 32))
+    drafts = Tried((Draft(),), forwards=8.0, window=8, drafting=320)
     other = Tried((GSD(),), cost=Cost(weights=320), forwards=64.0)
-    predict([plain, scd, draft, other, Tried((GSD(),), refused="no")], 2,
+    predict([plain, scd, narrow, draft, drafts, other, Tried((GSD(),), refused="no")], 2,
             lambda window, batch: {(8, 2): 2.0, (4, 2): 1.5}[window, batch])
     assert plain.predicted == 1
-    assert scd.predicted == 64 / (16 * 2.0)
-    assert draft.predicted == 64 / (16 * 1.5 + 32)
+    assert narrow.predicted == pytest.approx(narrow.gain)
+    assert scd.predicted == pytest.approx(64 / (16 * 2.4))
+    assert drafts.predicted == pytest.approx(64 / (8 * 2.1 + 32))
     assert other.predicted == 2
 
 
@@ -64,12 +69,10 @@ def test_a_window_costs_what_a_step_of_as_many_images_does(monkeypatch):
 
 def test_what_a_drafter_moves():
     p = run(llama(2), [SCD(window=2)])
-    few = auto._drafting(p, 1, 1.0)
-    assert auto._drafting(llama(2), 1, 1.0) == 0
-    from arcompile.passes.draft import Draft
-
+    few = auto.drafted_bytes(p, 1, 1.0)
+    assert auto.drafted_bytes(llama(2), 1, 1.0) == 0
     q = run(llama(2), [Draft(window=2, by="shallow{layers=1}")])
-    assert auto._drafting(q, 1, 1.0) > 4 * few > 0
+    assert auto.drafted_bytes(q, 1, 1.0) > 4 * few > 0
 
 
 def test_the_quickest_that_keeps_enough():
