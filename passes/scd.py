@@ -18,7 +18,7 @@ class SCD(Pass):
     """
 
     keeps = "distribution"
-    tries = tuple({"window": n} for n in (4, 8, 16, 32))
+    tries = tuple({"window": n} for n in (2, 4, 8, 16, 32))
     window: int = 16
     coupling: str = "maximal"
     guess: str = "repeat"
