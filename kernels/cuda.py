@@ -74,7 +74,7 @@ def built(name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             made = Path(folder) / target.name
-            _run([*command, "-o", str(made)])
+            compiled([*command, "-o", str(made)])
             os.replace(made, target)
     return target
 
@@ -82,7 +82,7 @@ def built(name: str) -> Path:
 def resources(name: str, arch: int) -> dict[str, dict[str, int]]:
     """Compile for sm_`arch`: registers and bytes spilled of each kernel. Raises ArcError."""
     with tempfile.TemporaryDirectory() as folder:
-        said = _run([nvcc(), *NVCC, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v",
+        said = compiled([nvcc(), *NVCC, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v",
                      str(SOURCES / f"{name}.cu"), "-o", f"{folder}/{name}.cubin"])
     found = re.findall(r"Compiling entry function '(\w+)'.*?(\d+) bytes spill stores, (\d+) bytes "
                        r"spill loads.*?Used (\d+) registers", said, re.DOTALL)
@@ -90,7 +90,8 @@ def resources(name: str, arch: int) -> dict[str, dict[str, int]]:
             for entry, stores, loads, used in found}
 
 
-def _run(command: list[str]) -> str:
+def compiled(command: list[str]) -> str:
+    """What the compiler said. Raises ArcError."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
         wrong = done.stderr.strip().splitlines() if done.returncode else []
@@ -99,7 +100,7 @@ def _run(command: list[str]) -> str:
     if wrong:
         line = next((s for s in wrong if "error" in s), wrong[0])
         raise ArcError(f"{Path(command[0]).name} cannot build a CUDA kernel: {line[:300]}",
-                       code=MACHINE, hint="the Triton version is used instead")
+                       code=MACHINE, hint="another version of it is used instead")
     return done.stderr
 
 

@@ -133,10 +133,12 @@ class Emitter(Nodes):
         return name
 
     def kernel(self, name: str, body: Body, *inputs: str) -> Any:
-        """An op of kernels/cpu.py, which `body(nodes, *inputs)` also says in standard ops: a
-        function of the model, for runtimes that have no such kernel."""
-        if not self.kernels:
-            return body(self, *inputs)
+        """An op of kernels/cpu.py, or what `body` says where those may not run."""
+        return self.own(name, body, *inputs) if self.kernels else body(self, *inputs)
+
+    def own(self, name: str, body: Body, *inputs: str) -> Any:
+        """An op of our kernels, which `body(nodes, *inputs)` also says in standard ops: a function
+        of the model, for runtimes that have no such kernel."""
         function = self._function(name, body, len(inputs))
         if self.functions.setdefault(name, function) != function:
             return body(self, *inputs)  # a function has one meaning in a model

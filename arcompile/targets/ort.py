@@ -329,11 +329,17 @@ class OrtCpu(Target):
         values = {k: read(k) for k in few_integers(types)}
         for i, g in enumerate(program.graphs):
             model = emit(g, spans, values=values, wide=self.wide(program, g.name),
-                         turned=columns, kernels=self.kernels)
+                         turned=columns, kernels=self.kernels, table=self.table())
             (folder / f"{g.name}.onnx").write_bytes(model)
             progress("graphs", (i + 1) / len(program.graphs))
         safetensors.write(folder / WEIGHTS, types, read, lambda f: progress("weights", f), notes)
         light.write(program, folder)
+
+    def table(self) -> Mapping[str, Any]:
+        """The lowerings."""
+        from arcompile.targets.onnx_emit import LOWER
+
+        return LOWER
 
     def wide(self, program: Program, graph: str) -> bool:
         """Does attention of this graph take several query slots over a past?"""

@@ -18,6 +18,7 @@ import numpy as np
 from arcompile import dims
 from arcompile.errors import ArcError
 from arcompile.ir import Type
+from arcompile.kernels import ort_cuda
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
 from arcompile.runtime.loop import Env
@@ -37,7 +38,11 @@ NO_GRAPH = "-1"  # the id that turns capture off for a run
 
 
 class CudaModels(Models):
-    """Sessions on a GPU."""
+    """Sessions on a GPU, with our kernels where they are built."""
+
+    def __init__(self, *how: Any):
+        super().__init__(*how)
+        self.kernels = ort_cuda.library()
 
     def more(self, graph: str) -> dict[str, Any]:
         return {"options": CUDA}
@@ -189,7 +194,7 @@ class OrtCuda(OrtCpu):
 
     provider = "CUDAExecutionProvider"
     dtypes: ClassVar[tuple[str, ...]] = ("f32", "f16", "bf16")
-    kernels = False
+    kernels = False  # those of the CPU
     models: type[Models] = CudaModels
     needs: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu[cuda,cudnn]", "onnx")
     passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
@@ -201,6 +206,16 @@ class OrtCuda(OrtCpu):
             raise ArcError(f"ONNX Runtime has no CUDA kernel for {op}",
                            hint="products by groups of weights run there: int8{block=128}, int4")
         super().lower(program, store, folder, progress, batch)
+
+    def table(self) -> Mapping[str, Any]:
+        from arcompile.targets import onnx_cuda
+
+        return onnx_cuda.table()
+
+    def prepare(self, progress: Callable[[str, float], None]) -> None:
+        progress("kernels", 0.0)
+        ort_cuda.build()
+        progress("kernels", 1.0)
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:
         with contextlib.suppress(AttributeError):
