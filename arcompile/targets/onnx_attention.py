@@ -75,37 +75,79 @@ def _keep(e: Emitter, keep: str, past: str, s: str, slots: str) -> str:
 def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
     size = n.args[3].type.shape[3]  # of a head: GroupQueryAttention rotates multiples of 16 only
     whole = isinstance(size, int) and size % 16 == 0
-    grouped = whole and not e.wide and n.attrs["mask"] == "causal"
-    return _grouped(e, n, x) if grouped else scatter(e, n, x)
+    causal = n.attrs["mask"] == "causal"
+    if causal and whole and not e.wide:
+        return _grouped(e, n, x)
+    if causal and e.wide and e.kernels and (packed := _kernel_reads(e, n)):
+        return _kernel(e, n, x, packed, partial(_apart, **_told(n)))
+    return scatter(e, n, x)
 
 
 def _grouped(e: Emitter, n: Node, x: list[str]) -> list[str]:
     q, k, v, kc, vc, past, cos, sin, *keep = x
-    packed = _packed(e, n)
-    s, filled, total = _sizes(e, past, packed or q)
-    last = e.once(("last", past), lambda: e.op(
-        "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))
-    most = e.once(("most", past), lambda: e.op(
-        "Squeeze", e.op("Cast", total, to=DTYPES["i32"]), e.const([0])))
+    packed, a = _packed(e, n), n.attrs
+    grouped = partial(_group_query, num_heads=a["heads"], kv_num_heads=a["kv_heads"], do_rotary=1,
+                      rotary_interleaved=int(a["interleaved"]), scale=a["scale"])
+    if packed and _kernel_reads(e, n):
+        return _kernel(e, n, x, packed, lambda e, packed, *rest: grouped(
+            e, packed, "", "", *rest[:6]))
+    last, most, total, s = _ends(e, past, packed or q)
     more = []
     if keep:
         bias = e.once(("bias", keep[0]), lambda: e.op(
             "Where", _keep(e, keep[0], past, s, total), *_hide(e, n)))
         more = ["", bias]
+    given = (packed, "", "") if packed else (q, k, v)
+    return grouped(e, *given, kc, vc, last, most, cos, sin, *more)
+
+
+def _ends(e: Emitter, past: str, query: str) -> tuple[str, str, str, str]:
+    """(slot of the last query i32[r], slots filled at most i32[] and i64[1], queries i64[1])"""
+    s, filled, total = _sizes(e, past, query)
+    last = e.once(("last", past), lambda: e.op(
+        "Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"]))
+    most = e.once(("most", past), lambda: e.op(
+        "Squeeze", e.op("Cast", total, to=DTYPES["i32"]), e.const([0])))
+    return last, most, total, s
+
+
+def _kernel_reads(e: Emitter, n: Node) -> str:
+    """The packed product, where our kernel may take it; else ""."""
+    keeps = len(n.args) > 8
+    return _packed(e, n) if n.args[0].type.dtype == "f32" and not keeps else ""
+
+
+def _kernel(e: Emitter, n: Node, x: list[str], packed: str, body: Any) -> list[str]:
+    """Rotary, caches and attention in one kernel, or what `body` says."""
+    kc, vc, past, cos, sin = x[3:8]
+    last, most, *_ = _ends(e, past, packed)
     a = n.attrs
-    grouped = partial(_group_query, num_heads=a["heads"], kv_num_heads=a["kv_heads"], do_rotary=1,
-                      rotary_interleaved=int(a["interleaved"]), scale=a["scale"])
-    if not packed:
-        return grouped(e, q, k, v, kc, vc, last, most, cos, sin, *more)
-
-    def body(e: Nodes, packed: str, *rest: str) -> list[str]:
-        return grouped(e, packed, "", "", *rest[:6], *more)
-
-    inputs = packed, kc, vc, last, most, cos, sin
-    if keep or n.args[0].type.dtype != "f32":
-        return body(e, *inputs)
     how = e.const([a["heads"], a["kv_heads"], int(a["interleaved"])])
-    return list(e.kernel("DecodeAttention", body, *inputs, how, e.float([a["scale"]])))
+    return list(e.kernel("DecodeAttention", body, packed, kc, vc, last, most, cos, sin, how,
+                         e.float([a["scale"]])))
+
+
+def _told(n: Node) -> dict[str, Any]:
+    a = n.attrs
+    widths = [v.type.shape[-1] for v in n.args[:3]]
+    return {"widths": widths, **{k: a[k] for k in ("heads", "kv_heads", "interleaved", "scale")}}
+
+
+def _apart(e: Nodes, packed: str, kc: str, vc: str, last: str, most: str, cos: str, sin: str,
+           how: str, factor: str, *, widths: list[int], heads: int, kv_heads: int,
+           interleaved: bool, scale: float) -> list[str]:
+    """The same in ops that take several queries over a past."""
+    q, k, v = e.op("Split", packed, e.const(widths), axis=-1, outs=3)
+    s = e.op("Shape", packed, start=1, end=2)
+    filled = e.op("Add", e.op("Cast", last, to=DTYPES["i64"]), e.const([1]))
+    past = e.op("Sub", filled, s)
+    rows = e.op("Add", e.op("Unsqueeze", past, e.const([1])), _range(e, s))
+    turned = [e.op("RotaryEmbedding", y, cos, sin, rows, num_heads=count,
+                   interleaved=int(interleaved)) for y, count in ((q, heads), (k, kv_heads))]
+    caches = [e.op("TensorScatter", cache, _split(e, new, kv_heads), past, axis=2)
+              for cache, new in ((kc, turned[1]), (vc, v))]
+    return [_attend(e, turned[0], *caches, filled, heads=heads, scale=scale, mask="causal"),
+            *caches]
 
 
 def _group_query(e: Nodes, *x: str, **attrs: Any) -> list[str]:
