@@ -112,7 +112,7 @@ def window_of(p: Program, name: str, window: int) -> None:
 # --- graphs --------------------------------------------------------------------------------------
 
 
-def _filtered(b: Builder, vocabulary: int) -> tuple[Value, Value]:
+def filtered(b: Builder, vocabulary: int) -> tuple[Value, Value]:
     """(logits f32[b,c,V] after guidance and every filter, temperature)."""
     logits = b.param("logits", f"f32[r,c,{vocabulary}]")
     row, null_row = b.param("row", "i64[b]"), b.param("null_row", "i64[b]")
@@ -129,7 +129,7 @@ def _filtered(b: Builder, vocabulary: int) -> tuple[Value, Value]:
 def law_graph(vocabulary: int) -> Graph:
     """logits f32[r,c,V] -> p f32[b,c,V]: what a token is drawn from."""
     b = Builder("law")
-    return b.graph(p=b.law(*_filtered(b, vocabulary)))
+    return b.graph(p=b.law(*filtered(b, vocabulary)))
 
 
 def verify_graph(vocabulary: int, method: Method) -> Graph:
@@ -159,7 +159,7 @@ def agree_graph(vocabulary: int) -> Graph:
 
 
 def _drawn_by(b: Builder, vocabulary: int) -> tuple[Value, Value, Value]:
-    logits, temperature = _filtered(b, vocabulary)
+    logits, temperature = filtered(b, vocabulary)
     return logits, b.param("noise", "f32[b,c,2]"), temperature
 
 

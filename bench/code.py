@@ -75,7 +75,8 @@ def measure(large: Path, home: Path, scales: int, turns: int) -> dict[str, Any]:
             found[name].append(once(e, suites.SUITES[LARGE].guidance))
     best = {n: min(x[1:]) for n, x in found.items()}
     state = {n: {b: e.plan(b).state for b in BATCHES} for n, e in engines.items()}
-    return {"suite": f"code-{LARGE}-half", "scales": scales, "weights": "random", "runs": turns,
+    return {"suite": f"code-{LARGE}-half", "kind": "code", "scales": scales, "weights": "random",
+            "runs": turns,
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
             "loop_s": {n: round(x, 3) for n, x in best.items()},
             "gain": round(best["large"] / best["code"], 3),
