@@ -30,7 +30,7 @@ from arcompile.weights import Weights
 MARK = "small"
 LEAST = 0.01  # temperature that a Gaussian is widened to, so that it has a density
 MOST = 60.0  # of logarithms
-FACTS = ("x", "mean", "log", "sum")  # of a cell: what was drawn, the last turn, the turns before
+FACTS = ("x", "mean", "log", "sum")  # of a cell: what was drawn, the last turn, all turns
 
 
 @register("cspd")
@@ -233,31 +233,23 @@ def _also(g: Graph, **names: str) -> Graph:
 
 
 def _zeroed(step: Graph) -> Graph:
-    """The step, and the facts of its cells before the first turn."""
+    """The step, and the sum of its cells before the first turn."""
     b = Builder("zero")
     x = step.result("x")
     assert x is not None
     none = b.mul(b.param("x", x.type), b.const(dtype="f32", value=0.0))
-    return merge(step, b.graph(log=none, sum=b.sum(none, axes=(2,), keepdims=False)), step.name)
+    return merge(step, b.graph(sum=b.sum(none, axes=(2,), keepdims=False)), step.name)
 
 
 def _told(head: Graph, name: str) -> Graph:
     """The head, which also tells its mean f32[b,c,C], the log of the deviation, and the sum of
-    these f32[b,c] over the turns before."""
+    these f32[b,c] over all turns so far."""
     mean, log = last_turn(head, name)
-    b = Builder("told")
-    shape = mean.type.shape
-    was, total = b.param("log", mean.type), b.param("sum", f"f32[{shape[0]},{shape[1]}]")
-    now = b.graph(sum=b.add(total, b.sum(was, axes=(2,), keepdims=False)))
-    whole = merge(head, now, head.name)
-    return replace(whole, results=(*whole.results, ("mean", _kept(head, whole, mean)),
-                                   ("log", _kept(head, whole, log))))
-
-
-def _kept(old: Graph, new: Graph, v: Value) -> Value:
-    """The value of the merged graph that is `v` of the first one."""
-    return dict(zip((o for n in old.nodes for o in n.outs),
-                    (o for n in new.nodes for o in n.outs), strict=False))[v]
+    b, shape = Builder("told"), mean.type.shape
+    now, total = b.param("log", mean.type), b.param("sum", f"f32[{shape[0]},{shape[1]}]")
+    so_far = b.graph(sum=b.add(total, b.sum(now, axes=(2,), keepdims=False)))
+    told = replace(head, results=(*head.results, ("mean", mean), ("log", log)))
+    return merge(told, so_far, head.name)
 
 
 def _noted(width: int, more: bool) -> Graph:
@@ -285,7 +277,8 @@ def _verify(width: int, positions: int, ease: float, tries: int) -> Graph:
                      for k in FACTS if k != "x"} for mark in ("", "draft_"))
     x = b.param("draft_x", f"f32[b,c,{width}]")
     heat = b.reshape(b.maximum(temperature, b.const(dtype="f32", value=LEAST)), shape=("b", 1, 1))
-    before = b.sub(theirs["sum"], mine["sum"])
+    before = b.sub(*(b.sub(m["sum"], b.sum(m["log"], axes=(2,), keepdims=False))
+                     for m in (theirs, mine)))  # the turns before the last
     ratio = b.add(before, b.sub(*(_density(b, x, m, heat, ease) for m in (mine, theirs))))
     kept = b.less(_part(b, chance, 0), _at_most(b, ratio))
     spread, drawn = b.mul(b.exp(mine["log"]), heat), None

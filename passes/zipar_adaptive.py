@@ -56,6 +56,7 @@ def zipped(p: Program, h: int, w: int, window: int, name: str) -> Program:
     old = {t.shape[2] for k, t in p.state if t.rank == 4 and step.param(k)}
     own = {"held": Type("i64", ("b", slots)), "board": Type("i64", ("b", n + 1)),
            **{k: Type("i64", ("b", h)) for k in COUNTS}, "before": Type("f32", ("b", h, v))}
+    own = {k if k == "held" else NEXT + k: t for k, t in own.items()}
     state = (*((k, _grown(t, old, slots)) for k, t in p.state), *own.items())
     placed = merge(_placed(bare(step), old, slots), drawn_graph(v))
     rest = tuple(range(1, n))
@@ -64,7 +65,7 @@ def zipped(p: Program, h: int, w: int, window: int, name: str) -> Program:
                   n - 1, window=n - 1))
     gone = {c.graph for c in first.calls} - {"feed"}
     graphs = (*(g for g in p.graphs if g.name not in gone), open_graph(first.append),
-              replace(placed, name="begin"), wave_graph(h, w, window, first.append),
+              replace(placed, name="begin"), wave_graph(h, w, window, first.append, v),
               merge(placed, settle_graph(h, w, v), "window"))
     draws = (*(replace(d, when="place") for d in p.draws), Draw("chance", "uniform"),
              Draw("again", "uniform", 2))
@@ -72,6 +73,8 @@ def zipped(p: Program, h: int, w: int, window: int, name: str) -> Program:
 
 
 COUNTS = ("drawn", "waits", "guess", "had", "stood")
+NEXT = "next_"  # what a round leaves for the one after: a graph reads what it carries only once, as
+# its next value may take its place at any time, so these have a name for each half of a round
 
 
 def _grown(t: Type, old: set[Dim], slots: int) -> Type:
@@ -175,11 +178,11 @@ def open_graph(prompt: int) -> Graph:
 class _Rows:
     """Arithmetic on i64[b,h], a number a row; truth is 0 or 1."""
 
-    def __init__(self, b: Builder, h: int, w: int):
+    def __init__(self, b: Builder, h: int, w: int, mark: str = ""):
         self.b, self.h, self.w = b, h, w
         self.base = b.mul(b.reshape(b.arange(dtype="i64", shape=(h,)), shape=(1, h)), self.of(w))
-        self.drawn = b.param("drawn", f"i64[b,{h}]")
-        self.had, self.waits = (b.param(k, f"i64[b,{h}]") for k in ("had", "waits"))
+        self.drawn, self.had, self.waits = (b.param(mark + k, f"i64[b,{h}]")
+                                            for k in ("drawn", "had", "waits"))
 
     def of(self, value: int) -> Value:
         return self.b.const(dtype="i64", value=value)
@@ -208,14 +211,15 @@ class _Rows:
         return drawn, above
 
 
-def wave_graph(h: int, w: int, window: int, prompt: int) -> Graph:
+def wave_graph(h: int, w: int, window: int, prompt: int, vocabulary: int) -> Graph:
     """Which row draws, from which slot `at` i64[b,h+1], reading which token; the last is a row's
     true predecessor, read in the place of its stand-in once it is there."""
     b = Builder("wave")
     n = h * w
-    r = _Rows(b, h, w)
-    tokens, board = b.param("tokens", f"i64[b,{n}]"), b.param("board", f"i64[b,{n + 1}]")
-    stood = b.param("stood", f"i64[b,{h}]")
+    r = _Rows(b, h, w, NEXT)
+    tokens, board = b.param("tokens", f"i64[b,{n}]"), b.param(f"{NEXT}board", f"i64[b,{n + 1}]")
+    stood, guess = (b.param(NEXT + k, f"i64[b,{h}]") for k in ("stood", "guess"))
+    before = b.param(f"{NEXT}before", f"f32[b,{h},{vocabulary}]")
     noise, scales = b.param("noise", f"f32[b,{n - 1},2]"), b.param("scales", f"f32[b,{n - 1}]")
     board = b.concat(b.slice(tokens, axis=1, start=0, stop=1),
                      b.slice(board, axis=1, start=1, stop=n + 1), axis=1)
@@ -244,7 +248,8 @@ def wave_graph(h: int, w: int, window: int, prompt: int) -> Graph:
     return b.graph(token=b.take_along(board, read, axis=1), at=at,
                    noise=b.take_along(noise, two, axis=1),
                    scales=b.take_along(scales, place, axis=1), active=active, board=board,
-                   stood=stood)
+                   stood=stood, drawn=r.drawn, had=r.had, waits=r.waits, guess=guess,
+                   before=before)
 
 
 def settle_graph(h: int, w: int, vocabulary: int) -> Graph:
@@ -282,7 +287,8 @@ def settle_graph(h: int, w: int, vocabulary: int) -> Graph:
     reached = r.same(b.sub(b.cumsum(short, axis=1), short), r.of(0))
     whole = b.sum(b.mul(reached, done), axes=(1,), keepdims=False)
     wide = b.reshape(b.equal(wait, r.of(1)), shape=("b", h, 1))
+    left = {"board": board, "drawn": done, "waits": b.add(r.waits, wait),
+            "guess": r.pick(wait, token, guess), "had": b.maximum(r.had, wait),
+            "before": b.where(wide, p, before), "stood": b.param("stood", f"i64[b,{h}]")}
     return b.graph(token=b.slice(board, axis=1, start=1, stop=n), accepted=b.sub(whole, r.of(1)),
-                   board=board, drawn=done, waits=b.add(r.waits, wait),
-                   guess=r.pick(wait, token, guess), had=b.maximum(r.had, wait),
-                   before=b.where(wide, p, before))
+                   **{NEXT + k: v for k, v in left.items()})

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import toy
 from cells import WEIGHTS, walk
-from engines import mixed
+from engines import mixed, write
 
 from arcompile.errors import ArcError
 from arcompile.passes import cspd
@@ -17,8 +17,10 @@ from arcompile.passes.cspd import CSpD
 from arcompile.pipeline import run
 from arcompile.program import Call
 from arcompile.program_text import parse_program
+from arcompile.runtime.engine import load
 from arcompile.runtime.loop import Loop, Request
 from arcompile.targets.reference import models
+from arcompile.weights import of_arrays
 
 IMAGES, EDGES = 20000, np.linspace(-2, 2, 9)
 
@@ -91,6 +93,23 @@ def test_a_draft_of_the_model_itself_is_kept(turns):
     latents, kept = drawn(drafted(p, other=False, window=1), images=500)
     assert kept == 1
     assert (latents == drawn(p, images=500)[0]).all()
+
+
+@pytest.mark.ort
+def test_facts_may_be_updated_in_place(tmp_path):
+    """A runtime writes a next value where the last one was: nothing may be read after that."""
+    pytest.importorskip("onnx")
+    p = drafted(walk(3), window=2)
+    folder = write(tmp_path / "e", p, of_arrays(WEIGHTS), info={"classes": 1})
+    given = {"orders": np.tile([1, 0], (200, 1))}
+    e = load(folder)
+    q = Request({"cond": np.zeros(200, int)}, np.full(200, 0, np.uint64), np.arange(200),
+                np.ones(200), np.ones(200, np.float32), np.zeros(200, int),
+                np.ones(200, np.float32), given=given)
+    loop = e._loop(q)
+    loop.run()
+    found = loop.runner.numpy(loop.env["latents"])[..., 0]
+    np.testing.assert_allclose(found, drawn(p, images=200)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_a_window_of_one_is_the_program():

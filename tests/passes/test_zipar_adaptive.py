@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from engines import write
 from tiny import llama
 from toy import Toy, chi_square
 
@@ -18,8 +19,10 @@ from arcompile.passes.zipar import ZipAR
 from arcompile.passes.zipar_adaptive import ZipARAdaptive, zipped
 from arcompile.pipeline import run
 from arcompile.program_text import parse_program
+from arcompile.runtime.engine import load
 from arcompile.runtime.loop import Loop
 from arcompile.targets.reference import models
+from arcompile.weights import of_arrays
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -86,11 +89,25 @@ def test_the_number_of_rounds(h, w, window):
     p = run(toy.program, [ZipARAdaptive(window=window, width=w)])
     loop = Loop(p, models(p, toy.weights).runner(), toy.request(b), toy.v)
     found = loop.run()
-    lags = np.minimum(window + loop.env["waits"][:, 1:], w)
+    lags = np.minimum(window + loop.env["next_waits"][:, 1:], w)
     assert ((found.rounds > 0).sum(0) == w + lags.sum(1)).all()
     assert (lags > window).all()
     assert lags.min() < w
-    assert (found.tokens == loop.env["board"][:, :-1])[:, 1:].all()
+    assert (found.tokens == loop.env["next_board"][:, :-1])[:, 1:].all()
+
+
+@pytest.mark.ort
+def test_caches_and_accounts_may_be_updated_in_place(tmp_path):
+    """A runtime writes a state where it was: nothing may be read after its next value is there."""
+    pytest.importorskip("onnx")
+    toy, how = Toy(n=12), {"seed": list(range(200)), "guidance": 1.5}
+    folder = write(tmp_path / "e", toy.program, of_arrays(toy.weights), toy.v,
+                   passes="zipar-adaptive{window=1,width=4}", info={"classes": 2})
+    p = run(toy.program, [ZipARAdaptive(window=1, width=4)])
+    request = toy.request(200, guidance=1.5)
+    request = replace(request, seeds=np.arange(200, dtype=np.uint64), copies=np.zeros(200, int))
+    found = load(folder).generate([1] * 200, **how)
+    assert (found.tokens == toy.run(p, request).tokens).all()
 
 
 def test_a_batch_is_its_images():
