@@ -19,6 +19,7 @@ from typing import Any
 
 from arcompile.bench import machine
 
+PAUSE = 0.05  # seconds between two pictures: the workers of the side before spin for a while
 RESULTS = Path(__file__).parent / "results" / "native.jsonl"
 
 
@@ -74,6 +75,7 @@ def measure(engine: Path, serve: Path, times: int, threads: int) -> dict[str, An
         sides["native"] = Side(*peer, **env, ARC_RUNTIME="native")
     for i in range(times + 1):  # the first also loads the models
         for side in list(sides.values())[:: 1 if i % 2 else -1]:
+            time.sleep(PAUSE)
             side.draw(0, i)
     for side in sides.values():
         side.images, side.host_us = side.images[1:], side.host_us[1:]

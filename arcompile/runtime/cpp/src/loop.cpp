@@ -143,6 +143,7 @@ void Loop::prepare() {
   for (const Draw& d : p_.draws) draw_slots_.push_back(slots[d.name]);
   noise_.resize(p_.draws.size());
   set_tables();
+  make_constants();
   all_.resize(static_cast<std::size_t>(p_.positions));
   std::iota(all_.begin(), all_.end(), 0);
 }
@@ -237,15 +238,20 @@ const Ref& Column::at(std::size_t turn) {
   return now;
 }
 
-void Loop::set_constants(const Work& work) {
-  if (work.set.empty()) return;
-  auto& made = constants_[&work];
-  if (made.empty()) {
-    for (const auto& [name, value] : work.set) {
+// What steps set, made before the first of them.
+void Loop::make_constants() {
+  for (const Step& s : p_.steps) {
+    auto& made = constants_[s.work.get()];
+    if (!made.empty()) continue;
+    for (const auto& [name, value] : s.work->set) {
       made.emplace_back(models_.slots()[name], Tensor::of(value));
     }
   }
-  for (const auto& [slot, value] : made) env_[slot] = value;
+}
+
+void Loop::set_constants(const Work& work) {
+  if (work.set.empty()) return;
+  for (const auto& [slot, value] : constants_.at(&work)) env_[slot] = value;
 }
 
 void Loop::draw_noise(When when, const Where& where, std::int64_t turn) {

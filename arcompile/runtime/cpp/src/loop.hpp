@@ -80,6 +80,7 @@ class Loop {
   void set_tables();
   bool run_steps();
   bool step(std::size_t i, std::size_t& done);
+  void make_constants();
   void set_constants(const Work& work);
   void draw_noise(When when, const Where& where, std::int64_t turn);
   void draw_ahead(const Where& where, std::size_t turns);
