@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from arcompile import dims
 from arcompile.dims import Dim
 from arcompile.errors import ArcError, did_you_mean
-from arcompile.ir import Graph, Type, verify
+from arcompile.ir import Graph, Node, Type, verify
 
 Mask = Literal["causal", "full", "none"]
 Accept = Literal["all", "prefix", "confident"]
@@ -179,6 +179,7 @@ class Program:
         if self.fold:
             verify(self.fold)
         _verify_feeds(self)
+        _verify_states(self)
 
     def __str__(self) -> str:
         from arcompile.program_text import show_program
@@ -273,6 +274,37 @@ def _verify_feeds(p: Program) -> None:
                 raise ArcError(f"graph {g.name} reads {v.name} as {v.type}, "
                                f"but it is {have[v.name]}")
         have.update({name: v.type for name, v in g.results})
+
+
+def _verify_states(p: Program) -> None:
+    """Targets write a state's next value over it, and run nodes in an order of their own: whatever
+    else reads the state must be something that the next value is made of."""
+    carried = {name for name, _ in p.state}
+    for g in p.graphs:
+        after = dict(g.results)
+        for v in g.params:
+            made = g.producer.get(after.get(v.name, v)) if v.name in carried else None
+            if made is None:
+                continue
+            before = {made} | _makers(g, made)
+            for n in g.users.get(v, ()):
+                if n not in before:
+                    raise ArcError(f"{n.op} of graph {g.name} reads {v.name}, which {made.op} may "
+                                   "have written its next value over",
+                                   hint="make the next value of what else reads the state")
+
+
+def _makers(g: Graph, n: Node) -> set[Node]:
+    """The nodes that n depends on."""
+    found: set[Node] = set()
+    todo = [n]
+    while todo:
+        for v in todo.pop().args:
+            maker = g.producer.get(v)
+            if maker is not None and maker not in found:
+                found.add(maker)
+                todo.append(maker)
+    return found
 
 
 def _dtype(value: Any) -> str:

@@ -69,13 +69,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", nargs="?", default="demo")
     parser.add_argument("--overhead", action="store_true", help="only what the bench adds")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
     suite = suites.find(told.suite)
     row = {"suite": f"{'overhead' if told.overhead else 'agree'}-{suite.name}", "kind": "agree",
            "host": machine.host(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
            "machine": machine.facts(), **({} if told.overhead else agreement(suite)),
-           "overhead": overhead(suite)}
+           "overhead": overhead(suite, told.rounds)}
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")

@@ -201,3 +201,29 @@ def test_hostile_json_is_refused(key, value):
         from_data(data)
     with pytest.raises(ArcError):
         from_data({k: v for k, v in data.items() if k != key})
+
+
+CARRY = """graph step(%x: f32[r,1,4], %noise: f32[b,c,2], %past: i32[r], %k: f32[r,1,4]) {{
+  %0 = add(%k, %x) : f32[r,1,4]
+  %1 = mul({reads}, %x) : f32[r,1,4]
+  return logits=%1, k={after}
+}}"""
+
+
+def carrying(reads: str, after: str) -> Program:
+    return replace(program("raster"), state=(("k", Type.parse("f32[r,1,4]")),),
+                   graphs=(parse_graph(CARRY.format(reads=reads, after=after)), PROMPT))
+
+
+def test_a_state_is_read_by_what_makes_its_next_value():
+    carrying("%0", "%0").verify()
+    carrying("%0", "%1").verify()  # by way of %0
+
+
+@pytest.mark.parametrize(("after", "message"), [
+    ("%0", "mul of graph step reads k, which add may have"),
+    ("%1", "add of graph step reads k, which mul may have")])
+def test_nothing_else_reads_a_state(after, message):
+    """ONNX Runtime writes the next value where the state lies, and picks an order of its own."""
+    with pytest.raises(ArcError, match=message):
+        carrying("%k", after).verify()
