@@ -278,7 +278,10 @@ def _verify_feeds(p: Program) -> None:
 
 def _verify_states(p: Program) -> None:
     """Targets write a state's next value over it, and run nodes in an order of their own: whatever
-    else reads the state must be something that the next value is made of."""
+    else reads the state must be something that the next value is made of.
+
+    `kv_attend` reads what is held and what is new as one, which `kv_update` is made of too.
+    """
     carried = {name for name, _ in p.state}
     for g in p.graphs:
         after = dict(g.results)
@@ -288,7 +291,7 @@ def _verify_states(p: Program) -> None:
                 continue
             before = {made} | _makers(g, made)
             for n in g.users.get(v, ()):
-                if n not in before:
+                if n not in before and n.op != "kv_attend":
                     raise ArcError(f"{n.op} of graph {g.name} reads {v.name}, which {made.op} may "
                                    "have written its next value over",
                                    hint="make the next value of what else reads the state")

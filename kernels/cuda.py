@@ -19,7 +19,6 @@ from typing import Any
 
 from arcompile.cache import cache
 from arcompile.errors import MACHINE, ArcError
-from arcompile.kernels import lang
 from arcompile.kernels.cpu import compiler
 
 SOURCES = Path(__file__).parent / "csrc" / "cuda"
@@ -36,6 +35,8 @@ def nvcc() -> str:
 
 
 def emulated() -> bool:
+    from arcompile.kernels import lang  # Triton: 85 MB that those who only build do without
+
     return lang.interpreting() or lang.triton is None
 
 

@@ -36,8 +36,9 @@ def program(random: Random) -> Program:
     steps = _steps(random, sizes)
     p = Program(
         f"p{random.randrange(1 << 30)}", n, steps, graphs, (_call("prompt"),),
-        (_call("paint", each=random.random() < 0.5),), (("cond", Type("i64", ("b",))),),
-        tuple(caches.items()), (Draw("noise", "uniform", 2, "step"),))
+        finish=(_call("paint", each=random.random() < 0.5),),
+        inputs=(("cond", Type("i64", ("b",))),), state=tuple(caches.items()),
+        draws=(Draw("noise", "uniform", 2, "step"),))
     p.verify()
     return p
 
