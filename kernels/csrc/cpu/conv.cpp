@@ -133,6 +133,17 @@ void fill(const Shape& s, const Image& m, int64_t r, int32_t* row) {
                        row + s.pad() * s.words);
 }
 
+// What a tile's sums will be written to is fetched while they are made: stores wait for their lines
+// one after another.
+void soon(const Shape& s, const Image& m, int64_t to, int64_t pixels, int64_t wide) {
+  constexpr int64_t LINE = 16;  // floats
+  for (int64_t i = 0; i < pixels; ++i, to += s.co * s.times())
+    for (int64_t j = 0; j < wide; j += LINE) {
+      __builtin_prefetch(m.y + to + j, 1);
+      if (m.residual) __builtin_prefetch(m.residual + to + j);
+    }
+}
+
 // Output rows of `count` input rows from `first` on; `buffer` holds them and their margin.
 void band(const Shape& s, const Image& m, const int32_t* buffer, int64_t first, int64_t count) {
   alignas(64) int32_t sums[PIXELS * WIDTH];
@@ -150,10 +161,11 @@ void band(const Shape& s, const Image& m, const int32_t* buffer, int64_t first, 
       for (int64_t r = 0; r < count; ++r)
         for (int64_t x = 0; x < s.w; x += PIXELS) {
           const int64_t n = std::min(PIXELS, s.w - x);
-          tiles().sum[s.form](buffer + r * s.row() + x * s.words, taps, s.k * s.k, s.words, s.words,
-                              n, w, s.width, sums, false);
           const int64_t row = (first + r) * s.times() + py, col = x * s.times() + px;
           const int64_t to = (row * s.w * s.times() + col) * s.co + at;
+          soon(s, m, to, n, wide);
+          tiles().sum[s.form](buffer + r * s.row() + x * s.words, taps, s.k * s.k, s.words, s.words,
+                              n, w, s.width, sums, false);
           tiles().scale(sums, s.form == INT8_WORDS, scale, shift,
                         m.residual ? m.residual + to : nullptr, m.y + to, wide, n, s.width,
                         s.co * s.times());
