@@ -59,14 +59,14 @@ def _updated(e: Emitter, q: str, kc: str, vc: str) -> str:
     made = e.memo.get(("updated", kc, vc), "")
     if not made:
         return e.op("Shape", q, start=0, end=1)
-    stored = [e.memo.get(("stored", c), c) for c in made.split()]
+    stored = [e.memo.get(("stored", c), c) for c in made.split("\n")]
     return e.op("Max", *(e.op("Shape", c, start=0, end=1) for c in stored))
 
 
 @lowers("kv_update")
 def kv_update(e: Emitter, n: Node, x: list[str]) -> list[str]:
     made = _update(e, n, x)
-    e.memo["updated", x[3], x[4]] = " ".join(made[:2])
+    e.memo["updated", x[3], x[4]] = "\n".join(made[:2])
     return made
 
 

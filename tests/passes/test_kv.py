@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -19,6 +20,8 @@ from arcompile.passes.kv_hack import Hack, contextual
 from arcompile.passes.kv_scale import Scale
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.program_text import parse_program
+from arcompile.target import TARGETS
+from arcompile.weights import Store
 
 SCALES = ("kv-hack", "kv-scale", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
 RASTER = ("kv-rows", "kv-streaming", "kv-snap", "kv-h2o", "kv-pyramid")
@@ -330,3 +333,15 @@ def test_golden(golden):
 
 def test_golden_scale(golden, of_scales, indices):
     assert told(run(of_scales[0], [Scale(ratio=0.7, ranges=indices, share=0.5)])) == golden
+
+
+@pytest.mark.ort
+def test_onnx_runtime_takes_nodes_whose_origin_has_spaces(of_scales, tmp_path):
+    """Names of nodes tell where they came from, `models/x.py:5 > rotary-attention`."""
+    p, source = of_scales
+    new = shrink(p, "kv-hack{ratio=0.5}").on_graphs(lambda g: replace(g, nodes=tuple(
+        replace(n, origin=f"models/x.py:5 > a-pass/{n.op}") for n in g.nodes)))
+    TARGETS["ort-cpu"].lower(new, Store(source, new.fold), tmp_path, lambda stage, share: None)
+    opened = TARGETS["ort-cpu"].open(new, tmp_path, 1)
+    for g in new.graphs:
+        assert opened.session(g.name).inputs
