@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -55,6 +56,11 @@ def weights(folder: str) -> Weights:
         raise ArcError(f"the weights of {folder} do not say which of them are turned",
                        hint="rebuild the engine") from None
     return Weights({k: partial(_load, held, k, k in turned) for k in held})
+
+
+def brought(folder: str, own: Callable[[str], str]) -> Weights:
+    """Its weights by names of their own, for a program that has the other model's too."""
+    return Weights({own(k): load for k, load in weights(folder).load.items()})
 
 
 def _load(held: Any, name: str, turned: bool) -> Array:

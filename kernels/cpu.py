@@ -43,15 +43,18 @@ LONGEST = 300  # seconds for one file
 def library() -> Path | None:
     """The library for this machine, or None when there is none. Raises ArcError when the one
     that ARC_KERNELS names is not there."""
-    wanted = os.getenv("ARC_KERNELS", "")
-    if wanted == "off":
-        return None
-    if wanted:
-        if not Path(wanted).is_file():
-            raise ArcError(f"ARC_KERNELS is {wanted!r}, which is not a file",
-                           hint="ARC_KERNELS=off uses none", code=MACHINE)
-        return Path(wanted)
+    if os.getenv("ARC_KERNELS"):
+        return named("ARC_KERNELS")
     return next((p for p in (PACKAGED, _built()) if p.is_file()), None)
+
+
+def named(variable: str) -> Path | None:
+    """The library that a variable of the environment names; None where that is "off"."""
+    wanted = os.environ[variable]
+    if wanted != "off" and not Path(wanted).is_file():
+        raise ArcError(f"{variable} is {wanted!r}, which is not a file",
+                       hint=f"{variable}=off uses none", code=MACHINE)
+    return None if wanted == "off" else Path(wanted)
 
 
 def compiler() -> str:

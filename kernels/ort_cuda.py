@@ -15,7 +15,7 @@ from pathlib import Path
 from arcompile.cache import cache
 from arcompile.errors import MACHINE, ArcError
 from arcompile.kernels import cuda
-from arcompile.kernels.cpu import compiler
+from arcompile.kernels.cpu import compiler, named
 
 SOURCES = (cuda.SOURCES.parent / "ort_cuda.cpp", *sorted(cuda.SOURCES.glob("*.cu")))
 READ = (*SOURCES, *sorted(cuda.SOURCES.glob("*.*h")), *(
@@ -28,14 +28,8 @@ ARCH = tuple(f"-gencode=arch=compute_{a},code={kind}_{a}"
 def library() -> Path | None:
     """The library, or None where there is none. Raises ArcError when the one that ARC_CUDA_KERNELS
     names is not there."""
-    wanted = os.getenv("ARC_CUDA_KERNELS", "")
-    if wanted == "off":
-        return None
-    if wanted:
-        if not Path(wanted).is_file():
-            raise ArcError(f"ARC_CUDA_KERNELS is {wanted!r}, which is not a file",
-                           hint="ARC_CUDA_KERNELS=off uses none", code=MACHINE)
-        return Path(wanted)
+    if os.getenv("ARC_CUDA_KERNELS"):
+        return named("ARC_CUDA_KERNELS")
     made = _built(_nvcc())
     return made if made.is_file() else None
 

@@ -62,7 +62,7 @@ class CoDe(Pass):
     def brings(self) -> Weights:
         if not self.scales or not self.engine:
             return Weights({})
-        return Weights({_own(k): load for k, load in partner.weights(self.engine).load.items()})
+        return partner.brought(self.engine, _own)
 
     def reads(self) -> tuple[str, ...]:
         return (partner.digest(self.engine),) if self.engine else ()

@@ -63,7 +63,7 @@ class Draft(Pass):
     def brings(self) -> Weights:
         if not self.engine or self.window == 1:
             return Weights({})
-        return Weights({_own(k): load for k, load in partner.weights(self.engine).load.items()})
+        return partner.brought(self.engine, _own)
 
     def reads(self) -> tuple[str, ...]:
         return (partner.digest(self.engine),) if self.engine else ()

@@ -216,8 +216,10 @@ def carrying(reads: str, after: str) -> Program:
 
 
 def test_a_state_is_read_by_what_makes_its_next_value():
-    carrying("%0", "%0").verify()
-    carrying("%0", "%1").verify()  # by way of %0
+    for after in ("%0", "%1"):  # %1 is made by way of %0
+        p = carrying("%0", after)
+        p.verify()
+        assert "k" in dict(p.graph("step").results)
 
 
 @pytest.mark.parametrize(("after", "message"), [
