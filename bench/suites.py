@@ -102,7 +102,7 @@ SUITES = {s.name: s for s in (
             options={"pn": n}) for n in ("0.06M", "0.25M", "0.60M")),
 )}
 
-# `arcompile bench all`: half an hour on two cores
+# `arcompile bench all`: what README's tables show
 ALL = ("demo", "llamagen-B", "llamagen-B-int8", "llamagen-B-int4", "var-d16", "var-d16-int8",
        "hmar-d16", "janus-small")
 ALL_SWEEPS = ("sweep-demo-batch", "sweep-llamagen-batch", "sweep-var-batch")
