@@ -198,15 +198,16 @@ def _content(option: str, value: Any) -> Any:
 
 def _own_digest() -> str:
     """Of the compiler's own sources, by size and time: a changed pass must not hit the cache."""
+    import arcompile.kernels
     import arcompile.models
     import arcompile.passes
 
     marks = []
-    for package in (arcompile, arcompile.models, arcompile.passes):
-        for folder in package.__path__:
-            for f in sorted(Path(folder).rglob("*.py")):
-                s = f.stat()
-                marks.append(f"{f.name}:{s.st_size}:{s.st_mtime_ns}")
+    for package in (arcompile, arcompile.kernels, arcompile.models, arcompile.passes):
+        # not __path__: of an editable install that has the whole checkout in it, .venv too
+        for f in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
+            s = f.stat()
+            marks.append(f"{f.name}:{s.st_size}:{s.st_mtime_ns}")
     return hashlib.sha256("\n".join(marks).encode()).hexdigest()
 
 

@@ -1,8 +1,8 @@
-"""May the bench be believed? `python -m arcompile.bench.agree demo`, a row in results/agree.jsonl.
+"""Do two runs say the same? `python -m arcompile.bench.agree demo`, or `--runs [FILE]` for the two
+newest whole runs of `arcompile bench all` in a file of results; a row in results/agree.jsonl.
 
-What it adds to what it measures: the steps as it runs them, by turns with a bare loop around
-generate(), round by round. And whether two whole runs of the suite, one after the other, agree
-within the spread that each prints.
+Two figures agree where the spreads that they print overlap. Of whole runs each figure also says the
+stricter thing: whether each median lies within the spread that the other run prints.
 """
 
 from __future__ import annotations
@@ -10,49 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from arcompile.bench import built, history, machine, runner, suites
-from arcompile.bench.spread import SAME, compare
+from arcompile.bench import history, machine, runner, runs, suites
+from arcompile.bench.spread import SAME
 from arcompile.bench.suites import Suite
-from arcompile.runtime.engine import load
+from arcompile.errors import ArcError
 
 ROWS = Path(__file__).with_name("results") / "agree.jsonl"
-ROUNDS = 10
-
-
-def overhead(suite: Suite, rounds: int = ROUNDS) -> dict[str, Any]:
-    """bench / bare, by the median step of each round; the order of the two changes every round.
-
-    Without the eager loop: what that leaves in the caches is part of every comparison with it, and
-    not the bench's own.
-    """
-    engine = load(built.ready(suite, print)[0])
-    bench = runner._Bench(replace(suite, alone=True), engine, True, lambda text: None)
-    found: dict[str, list[float]] = {"bench": [], "bare": []}
-    for i in range(rounds + 1):
-        for side in ("bench", "bare") if i % 2 else ("bare", "bench"):
-            time.sleep(machine.PAUSE)
-            found[side].append(_bench(bench) if side == "bench" else _bare(bench))
-    return compare(found["bench"][1:], found["bare"][1:])
-
-
-def _bench(bench: runner._Bench) -> float:
-    turns, _ = bench.interleave(bench.engine, 0.0, 0)
-    return float(np.median(turns.engine))
-
-
-def _bare(bench: runner._Bench) -> float:
-    """Whole wall time of the loop over its steps, by nobody's clock but ours."""
-    short = bench._short(len(bench.engine.program.steps))
-    start = time.perf_counter()
-    out = short.generate(bench.cond, guidance=bench.suite.guidance, temperature=0, top_k=0)
-    return (time.perf_counter() - start - out.timings["prompt"]) / len(short.program.steps)
 
 
 def agreement(suite: Suite) -> dict[str, Any]:
@@ -61,24 +29,57 @@ def agreement(suite: Suite) -> dict[str, Any]:
     one, two = (runner.measure(suite) for _ in range(2))
     figures = history.since([two], [one])
     seen = [f["verdict"] for f in figures if f["verdict"] != "measured once"]
-    return {"two_runs_s": round(time.perf_counter() - start, 1), "figures": figures,
+    return {"suite": f"agree-{suite.name}", "kind": "agree",
+            "two_runs_s": round(time.perf_counter() - start, 1), "figures": figures,
             "agree": all(v == SAME for v in seen)}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("suite", nargs="?", default="demo")
-    parser.add_argument("--overhead", action="store_true", help="only what the bench adds")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--dry", action="store_true", help="keep no row")
-    told = parser.parse_args()
-    suite = suites.find(told.suite)
-    row = {"suite": f"{'overhead' if told.overhead else 'agree'}-{suite.name}", "kind": "agree",
-           "host": machine.host(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
-           "machine": machine.facts(), **({} if told.overhead else agreement(suite)),
-           "overhead": overhead(suite, told.rounds)}
-    if not told.dry:
+def whole(rows: list[Mapping[str, Any]], quick: bool = False) -> tuple[dict[str, Any], str]:
+    """A row about the two newest whole runs, and its table. Raises ArcError."""
+    found = runs.complete(rows, quick)
+    if len(found) < 2:
+        raise ArcError(f"{len(found)} whole runs in these results, and two are compared",
+                       hint="arcompile bench all -o FILE, twice")
+    one, two = found[-2:]
+    lines = runs.compare(one, two)
+    read = {r.name: {k: x["machine"]["read_gbps"]["best"] for k, x in r.rows.items()
+                     if "read_gbps" in x.get("machine", {})} for r in (one, two)}
+    row = {"suite": "agree-runs", "kind": "agree-runs", "one": one.name, "two": two.name,
+           "quick": quick, "seconds": [one.told["s"], two.told["s"]],
+           "counts": runs.counts(lines), "lines": lines, "read_gbps": read}
+    return row, runs.markdown(lines, one, two)
+
+
+def keep(row: dict[str, Any], dry: bool = False) -> None:
+    """Append the row with when and where it was made."""
+    row |= {"host": machine.host(), "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine.facts()}
+    if not dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")
-    print(history.table(row.get("figures", [])))
-    print({k: row[k] for k in ("two_runs_s", "agree", "overhead") if k in row})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("suite", nargs="?", default="demo")
+    parser.add_argument("--runs", nargs="?", const="", metavar="FILE",
+                        help="compare whole runs: of a file, or of the committed results")
+    parser.add_argument("--quick", action="store_true", help="of runs made with --quick")
+    parser.add_argument("--dry", action="store_true", help="keep no row")
+    told = parser.parse_args()
+    if told.runs is None:
+        row = agreement(suites.find(told.suite))
+        keep(row, told.dry)
+        print(history.table(row["figures"]))
+        print({k: row[k] for k in ("two_runs_s", "agree")})
+        return
+    from arcompile import bench
+
+    row, table = whole(history.rows(told.runs) if told.runs else bench.committed(), told.quick)
+    keep(row, told.dry)
+    print(table)
+    print(json.dumps(row["counts"], indent=1))
+
+
+if __name__ == "__main__":
+    main()

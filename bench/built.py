@@ -34,15 +34,13 @@ def ready(suite: Suite, say: Say) -> tuple[Path, dict[str, Any]]:
     that is not what is to be measured.
     """
     from arcompile.bench import fresh
-    from arcompile.cache import cache
     from arcompile.target import TARGETS
 
     TARGETS[suite.target].prepare(lambda stage, share: None)
     if suite.engine:
         return Path(suite.engine), {}
-    home = cache() / "bench" / suite.name
-    folder, told = home / "engine", home / "build.json"
-    if (had := _had(folder, told, key(suite))) is not None:
+    folder, told = _home(suite)
+    if (had := kept(suite)) is not None:
         return folder, {**had, "now": False}
     say(f"building {suite.name}")
     figures = {**fresh.run("build", suite.name, str(folder)), "key": key(suite)}
@@ -50,7 +48,18 @@ def ready(suite: Suite, say: Say) -> tuple[Path, dict[str, Any]]:
     return folder, {**figures, "now": True}
 
 
-def _had(folder: Path, told: Path, want: str) -> dict[str, Any] | None:
+def _home(suite: Suite) -> tuple[Path, Path]:
+    """The engine's folder, and the file that says how its build went."""
+    from arcompile.cache import cache
+
+    home = cache() / "bench" / suite.name
+    return home / "engine", home / "build.json"
+
+
+def kept(suite: Suite) -> dict[str, Any] | None:
+    """How the engine that lies in the cache was built; None if it would have to be built now."""
+    folder, told = _home(suite)
+    want = key(suite)
     try:
         found: dict[str, Any] = json.loads(told.read_text())
         manifest = json.loads((folder / "manifest.json").read_text())

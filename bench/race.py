@@ -19,7 +19,7 @@ from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
-TURNS, BLOCK = 8, 8
+TURNS, QUICK, BLOCK = 8, 3, 8  # rounds; of a quick race; steps of a round
 SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {
@@ -41,6 +41,7 @@ class Ours:
         self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
         self.run: threading.Thread | None = None
         self.over, self.drawn, self.failed = False, False, ""
+        self.spent: list[float] = []  # of the last run's steps, by the engine's own clock
 
     def begin(self, position: int) -> None:
         self.end()
@@ -58,9 +59,10 @@ class Ours:
 
         self.go.acquire()
         try:
-            self.engine.generate(suites.condition(self.engine.manifest["info"], 1),
-                                 guidance=self.suite.guidance, top_k=self.suite.top_k,
-                                 on_step=on_step)
+            out = self.engine.generate(suites.condition(self.engine.manifest["info"], 1),
+                                       guidance=self.suite.guidance, top_k=self.suite.top_k,
+                                       on_step=on_step)
+            self.spent = out.timings["steps"]
         except ArcError as e:
             self.failed = e.what
         self.drawn = True

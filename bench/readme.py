@@ -2,27 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from arcompile.bench import race
+from arcompile.bench import race, runs
 from arcompile.bench.history import newest
 
 Row = Mapping[str, Any]
+Figures = Mapping[tuple[str, str], runs.Figure]
 BEGIN, END = "<!-- bench: written by `arcompile bench markdown` -->", "<!-- /bench -->"
 
 
 def block(rows: Sequence[Row]) -> str:
-    """Between the two marks: the suites against the authors' loops, whole images of long loops,
-    what more images cost, and the race of the peers."""
-    last = newest(rows)
-    suites = [r for r in last.values() if "greedy" in r and not r["quick"]]
-    races = [r for r in last.values() if r.get("kind") == "peers"]
-    parts = [_suites(suites)] if suites else []
-    parts += [_images(long)] if (long := [r for r in last.values() if _is_long(r)]) else []
-    parts += [_sweeps(lines)] if (lines := [r for r in last.values() if "line" in r]) else []
-    parts += [f"{_said(r)}\n\n{race.markdown(r)}" for r in races]
-    return "\n\n".join((BEGIN, *parts, END))
+    """Between the two marks: the newest whole run of `bench all`, then rows of their own.
+
+    Before there is such a run, the newest row of each kind.
+    """
+    last, whole = newest(rows), runs.complete(rows)
+    if not whole:
+        return "\n\n".join((BEGIN, *_tables(last.values(), {}), *_apart(last.values()), END))
+    run = whole[-1]
+    own = [r for r in run.rows.values() if r.get("kind") != "again"]
+    rest = [r for r in last.values() if r.get("run") != run.name and r["suite"] not in run.rows]
+    return "\n\n".join((BEGIN, _run(run, rows), *_tables(own, runs.figures(run)), *_apart(rest),
+                        END))
+
+
+def _tables(rows: Iterable[Row], figures: Figures) -> Iterator[str]:
+    """What `bench all` measures."""
+    rows = list(rows)
+    if suites := [r for r in rows if "greedy" in r and not r["quick"]]:
+        yield _suites(suites, figures)
+    if lines := [r for r in rows if "line" in r]:
+        yield _sweeps(lines)
+    for r in rows:
+        if r.get("kind") == "peers":
+            yield f"{_said(r)}\n\n{race.markdown(r)}"
+
+
+def _apart(rows: Iterable[Row]) -> Iterator[str]:
+    """What takes too long for it: rows of other commands and days."""
+    if long := [r for r in rows if _is_long(r)]:
+        yield _images(long)
+
+
+def _run(run: runs.Run, rows: Sequence[Row]) -> str:
+    """What ran, how long, where; and whether the run before says the same."""
+    told, m = run.told, run.told["machine"]
+    said = (f"Run {run.name} of `arcompile bench all`: {len(told['parts'])} parts in "
+            f"{told['s'] / 60:.1f} minutes on {m['cpu']}, {m['threads']} threads; its rows carry "
+            f"this name as `run`. {len(told['cached']['engines'])} engines were built before, and "
+            "`build` of their rows says how long that took. Spans of steps are p10 to p90 over two "
+            "visits, many minutes apart.")
+    checked = [r for r in newest(rows).values() if r.get("kind") == "agree-runs"
+               and run.name in (r["one"], r["two"]) and not r["quick"]]
+    for r in checked:
+        other = r["one"] if r["two"] == run.name else r["two"]
+        c = r["counts"]
+        said += (f" Against run {other}, figure by figure: spreads overlap for "
+                 f"{c['ratios']['agree']} of {c['ratios']['of']} ratios and {c['times']['agree']} "
+                 f"of {c['times']['of']} times (`agree.jsonl`, row of {r['time']}).")
+    return said
 
 
 def _said(r: Row) -> str:
@@ -33,19 +73,25 @@ def _said(r: Row) -> str:
             f"{m['read_gbps']['best']:g} GB/s.")
 
 
-def _suites(rows: Sequence[Row]) -> str:
+def _suites(rows: Sequence[Row], figures: Figures) -> str:
     lines = ["| suite (row) | step, ms: engine | eager torch | image, s: engine | eager torch | "
              "peak memory: engine | eager torch |", "|---|---|---|---|---|---|---|"]
     for r in sorted(rows, key=lambda r: r["suite"]):
         s, e = r["greedy"]["engine"], r["greedy"].get("eager")
         i, mem = r.get("image", {}), r.get("run_memory", {})
-        cells = [f"{s['median']:g}", f"{e['median']:g}" if e else "",
+        cells = [_step(r, "step, greedy, ms", s, figures),
+                 _step(r, "eager step, greedy, ms", e, figures) if e else "",
                  f"{i['s']['min']:g}" if i else "",
                  f"{i['eager_steps_s'] + i['eager_decoder_s']:.3g}" if "eager_steps_s" in i else "",
                  f"{mem['peak'] / 1e9:.2f} GB" if mem else "",
                  f"{mem['eager_peak'] / 1e9:.2f} GB" if "eager_peak" in mem else ""]
         lines.append(f"| {r['suite']} ({r['time']}) | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _step(r: Row, name: str, s: Row, figures: Figures) -> str:
+    """With its spread, where the row is of a run."""
+    return str(figures[r["suite"], name]) if (r["suite"], name) in figures else f"{s['median']:g}"
 
 
 def _is_long(r: Row) -> bool:

@@ -167,9 +167,20 @@ class _Bench:
     def interleave(self, engine: Engine, temperature: float, top_k: int,
                    warm: bool = False) -> tuple[Turns, Any]:
         """One run of the engine that stops every `block` steps for the eager loop's turn."""
-        turns, block, steps = Turns(), self.suite.block, len(engine.program.steps)
+        turns, steps = Turns(), len(engine.program.steps)
         if self.eager is not None:
             self.eager.begin(self.cond, self.suite.guidance, temperature, top_k)
+        output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,
+                                 top_k=top_k, on_step=self.watch(turns, steps, warm))
+        turns.engine = [output.timings["steps"][i] for i in turns.at]
+        if warm and self.eager is not None and output.pixels is not None:
+            self.eager.finish(_zeros(output.tokens.shape))
+        return turns, output
+
+    def watch(self, turns: Turns, steps: int, warm: bool = False) -> Callable[[Progress], None]:
+        """What the bench does after each step: nothing, or at the end of a block the eager loop's
+        turn and a reading of memory."""
+        block = self.suite.block
 
         def on_step(p: Progress) -> None:
             if p.step % block and p.step != steps:
@@ -181,12 +192,7 @@ class _Bench:
             turns.add(range(first + WARM, p.step), spent[WARM:], read)
             time.sleep(PAUSE)
 
-        output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,
-                                 top_k=top_k, on_step=on_step)
-        turns.engine = [output.timings["steps"][i] for i in turns.at]
-        if warm and self.eager is not None and output.pixels is not None:
-            self.eager.finish(_zeros(output.tokens.shape))
-        return turns, output
+        return on_step
 
     def _eager_turn(self, turns: Turns, steps: int) -> list[float]:
         if self.eager is None:
@@ -263,7 +269,8 @@ class _Bench:
             return found
         steps, decoder = min(eager, key=sum)
         return {**found, "eager_steps_s": figure(steps), "eager_decoder_s": figure(decoder),
-                "eager_vs_engine": figure((steps + decoder) / runs[best])}
+                "eager_vs_engine": figure((steps + decoder) / runs[best]),
+                "eager_pairs": compare([sum(e) for e in eager], runs)}
 
     def _whole(self, steps: Sequence[float]) -> float:
         """Seconds of all steps: where they are alike, as many times their median."""

@@ -20,8 +20,6 @@ from arcompile.bench import (
     report,
     scenarios,
     stages,
-    suites,
-    sweeps,
 )
 from arcompile.bench.spread import SAME
 from arcompile.bench.suites import Suite
@@ -228,14 +226,3 @@ def test_block_from_rows():
     assert made.endswith(readme.END)
     assert made.index("| peer | 8 ") < made.index("| arcompile-f32 | 10 ")  # who wins stands first
     assert "| lost | - | | not installed |" in made
-
-
-def test_all_runs_each_suite_the_peers_and_sweeps(monkeypatch, tmp_path):
-    ran = []
-    monkeypatch.setattr(bench, "run", lambda name, **k: ran.append(name) or int(name == "demo"))
-    monkeypatch.setattr(bench, "_peers", lambda *x: ran.append(x[2]) or 0)
-    monkeypatch.setattr(bench, "_sweep", lambda name, *x: ran.append(name) or 0)
-    assert bench.WHAT["all"](True, tmp_path, "torch") == 1  # the worst of the codes
-    assert ran == [*suites.ALL, "torch", *suites.ALL_SWEEPS]
-    assert set(suites.ALL) <= set(suites.SUITES)
-    assert set(suites.ALL_SWEEPS) <= set(sweeps.SWEEPS)
