@@ -113,14 +113,19 @@ def test_seeds(both):
 
 
 @pytest.mark.parametrize("asked", [
-    {"seed": [1, 2, 3], "guidance": [1.0, 4.0, 2.0], "temperature": [1.0, 0.0, 0.7],
+    {"seed": [0, 1, 2], "guidance": [1.0, 4.0, 2.0], "temperature": [1.0, 0.0, 0.7],
      "top_k": [0, 5, 0], "top_p": [0.9, 1.0, 0.5]},
-    {"seed": 2**63, "n": 2, "guidance": 1.0}, {"guidance": 3.0, "temperature": 0.0},
-])
+    {"seed": [2**63, 1, 1], "n": 2, "guidance": 1.0},
+    {"seed": [0, 1, 2], "guidance": 3.0, "temperature": 0.0},
+], ids=("mixed", "copies", "greedy"))
 def test_batches(both, asked):
-    _, cpp, py = both
-    cond = condition(py, 3, np.random.default_rng(1))
-    same(cpp.generate(cond, **asked), py.generate(cond, **asked))
+    """Of three conditions; the demos with all the seeds, three at a time."""
+    name, cpp, py = both
+    rng = np.random.default_rng(1)
+    for more in range(0, SEEDS if name in DEMOS else 1, 3):
+        cond, seeds = condition(py, 3, rng), [s + more for s in asked["seed"]]
+        same(cpp.generate(cond, **{**asked, "seed": seeds}),
+             py.generate(cond, **{**asked, "seed": seeds}))
 
 
 def test_guidance_that_ends(both):

@@ -8,10 +8,6 @@
 //   < error <what>
 #include <arcompile/arcompile.hpp>
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <cstdlib>
 #include <fstream>
 #include <iostream>
@@ -47,11 +43,6 @@ int main(int argc, char** argv) {
     std::cerr << "usage: " << argv[0] << " <engine> [threads]\n";
     return 2;
   }
-#if defined(M_MMAP_THRESHOLD)
-  // Large blocks go back to the system when a picture is done. Left to itself glibc learns from the
-  // first ones to keep them, which for a process that stays is 4 MB more.
-  mallopt(M_MMAP_THRESHOLD, 128 * 1024);
-#endif
   try {
     const arc::Engine engine = arc::Engine::open(argv[1], {argc > 2 ? std::atoi(argv[2]) : 0, "", ""});
     std::cout << "ready " << engine.family() << std::endl;

@@ -14,6 +14,8 @@ namespace arc {
 
 namespace {
 
+constexpr std::int64_t kSmall = 16 << 20;  // bytes of working memory that are kept between runs
+
 int cores() {
 #if defined(__linux__)
   cpu_set_t mine;
@@ -43,7 +45,7 @@ class Engine::Impl {
                 bundle_.folder, options.threads > 0 ? options.threads : cores(), bundle_.light()) {}
 
   Output generate(const Request& r) const {
-    const Ask q = make(facts(), r);
+    Ask q = make(facts(), r);
     fit(q);
     Loop loop(program_, models_, q, vocabulary());
     loop.run(true);
@@ -109,12 +111,15 @@ class Engine::Impl {
   std::int64_t vocabulary() const { return bundle_.number({"vocabulary"}, 0); }
   Facts facts() const { return {bundle_, program_, labels_, defaults_, vocabulary()}; }
 
-  // Throws before anything is allocated that this machine has no memory for.
-  void fit(const Ask& q) const {
+  // Throws before anything is allocated that this machine has no memory for. What a small finish
+  // works in is kept for the next: given back, the heap gets it in pieces and grows by some.
+  void fit(Ask& q) const {
     if (!bundle_.has("plan")) return;
     const bool guided = std::any_of(q.guidance.begin(), q.guidance.end(),
                                     [](double g) { return g != 1; });
-    refuse(arc::plan(bundle_, static_cast<std::int64_t>(q.images()), guided), models_.loaded());
+    const Plan need = arc::plan(bundle_, static_cast<std::int64_t>(q.images()), guided);
+    refuse(need, models_.loaded());
+    q.large = need.parts.at("decoder") > kSmall;
   }
 
   [[noreturn]] void no_logits(const std::string& why) const {
@@ -193,7 +198,7 @@ std::map<std::string, double> Engine::defaults() const { return impl_->defaults(
 
 std::string Engine::runtime() const { return impl_->runtime(); }
 
-std::size_t Array::size() const { return count(shape_); }
+std::size_t Array::size() const { return memory_ ? count(shape_) : 0; }
 
 std::size_t Array::bytes() const { return size() * size_of(dtype_); }
 

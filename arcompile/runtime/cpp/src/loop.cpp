@@ -53,7 +53,7 @@ Named::Named(Slots& s)
 
 Loop::Loop(const Program& program, const Models& models, const Ask& ask, std::int64_t vocabulary)
     : p_(program), models_(models), q_(ask), vocabulary_(vocabulary), slot_(models.slots()),
-      options_(models.library().run_options()), last_(models.library().run_options(true)),
+      options_(models.library().run_options()), last_(models.library().run_options(ask.large)),
       how_(options_.get()),
       cancel_(ask.stop, [this] {
         const ort::Library& lib = models_.library();
@@ -190,6 +190,7 @@ void Loop::end() {
     env_[slot_.tokens] = filled(*tokens_);  // of a run that ended early
   }
   for (const Call& c : p_.finish) call(c, nullptr);
+  if (q_.large) models_.library().trim();
   ending_ = in_sessions() - before;
   timings_.finish = since(begun);
   ended_ = true;

@@ -29,6 +29,7 @@ struct Ask {
   Ref forced;                        // tokens to commit instead of the sampled ones, i64 [b,N]
   std::function<bool(const Progress&)> on_step;
   std::optional<Stop> stop;
+  bool large = true;                 // the finish gives its working memory back
 
   std::size_t images() const { return seeds.size(); }
 };
@@ -116,7 +117,7 @@ class Loop {
   Env env_;
   std::unordered_map<std::string, Bound> bounds_;
   ort::Owned<OrtRunOptions> options_;
-  ort::Owned<OrtRunOptions> last_;   // of the finish, which gives its working memory back
+  ort::Owned<OrtRunOptions> last_;   // of the finish, which gives its working memory back if large
   const OrtRunOptions* how_;         // of these, the one that holds now
   Cancel cancel_;
   std::vector<float> scales_;        // guidance by step and image [steps,b]

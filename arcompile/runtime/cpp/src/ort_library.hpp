@@ -35,6 +35,8 @@ class Library {
 
   // The one place where a model becomes a session.
   Owned<OrtSession> session(const std::string& path, int threads) const;
+  // Gives the system what the heap holds and nothing uses.
+  void trim() const;
   // Gives back what making sessions took, once: heap, and pages of ONNX Runtime's code.
   void settle() const;
   Owned<OrtIoBinding> binding(OrtSession* session) const;

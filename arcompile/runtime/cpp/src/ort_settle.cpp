@@ -45,10 +45,14 @@ int leave(dl_phdr_info* file, std::size_t, void* address) {
 }  // namespace
 #endif
 
-void Library::settle() const {
+void Library::trim() const {
 #if defined(__GLIBC__)
   ::malloc_trim(0);
 #endif
+}
+
+void Library::settle() const {
+  trim();
 #if defined(__linux__)
   ::dl_iterate_phdr(leave, const_cast<void*>(entry_));
 #endif

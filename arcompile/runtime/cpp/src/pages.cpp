@@ -15,16 +15,15 @@ constexpr std::size_t kSmall = std::size_t{1} << 18;  // bytes below which the h
 constexpr std::size_t kBlock = std::size_t{16} << 20;
 constexpr std::size_t kLine = 64;
 
-std::shared_ptr<char> block(std::size_t bytes) {
+}  // namespace
+
+std::shared_ptr<char> mapped(std::size_t bytes) {
   void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (p == MAP_FAILED) {
     throw Error("no memory for a tensor of " + std::to_string(bytes) + " bytes", "", Code::machine);
   }
-  ::madvise(p, bytes, MADV_HUGEPAGE);  // advice: without it the memory is as good, and slower
   return {static_cast<char*>(p), [bytes](char* at) { ::munmap(at, bytes); }};
 }
-
-}  // namespace
 
 Ref Pages::zeros(DType dtype, Shape shape) {
   auto out = std::make_shared<Tensor>();
@@ -34,7 +33,8 @@ Ref Pages::zeros(DType dtype, Shape shape) {
   if (need < kSmall) return Tensor::zeros(dtype, std::move(out->shape));
   if (!block_ || size_ - used_ < need) {
     size_ = std::max(need, kBlock), used_ = 0;
-    block_ = block(size_);
+    block_ = mapped(size_);
+    ::madvise(block_.get(), size_, MADV_HUGEPAGE);  // advice: without it as good, and slower
   }
   out->memory = block_;
   out->data = block_.get() + used_;
@@ -42,6 +42,7 @@ Ref Pages::zeros(DType dtype, Shape shape) {
   return out;
 }
 #else
+std::shared_ptr<char> mapped(std::size_t) { return nullptr; }
 Ref Pages::zeros(DType dtype, Shape shape) { return Tensor::zeros(dtype, std::move(shape)); }
 #endif
 

@@ -6,6 +6,10 @@
 
 namespace arc {
 
+// Zeroed memory straight from the system, and back to it; null where that is not known. The heap
+// would learn from blocks of this size to keep what it is given back.
+std::shared_ptr<char> mapped(std::size_t bytes);
+
 // Zeroed tensors carved from blocks, each of which goes back to the system when the last of its
 // tensors is let go of.
 class Pages {

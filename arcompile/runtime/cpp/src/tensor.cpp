@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "pages.hpp"
 #include "program.hpp"
 
 namespace arc {
@@ -10,6 +11,7 @@ namespace arc {
 namespace {
 
 constexpr std::size_t kAlign = 64;  // bytes: a cache line, and the widest vector
+constexpr std::size_t kLarge = std::size_t{128} << 10;  // bytes that do not come from the heap
 
 float from_half(std::uint16_t h) {
   const std::uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31, low = h & 1023u;
@@ -57,11 +59,15 @@ void convert(DType dtype, const void* from, void* to, std::size_t n) {
 
 namespace {
 
-// In a block from malloc or calloc, which is larger by kAlign.
+// In pages of its own, or a block from malloc or calloc, which is larger by kAlign.
 Ref in_block(DType dtype, Shape shape, void* (*take)(std::size_t)) {
   auto out = std::make_shared<Tensor>();
   out->dtype = dtype;
   out->shape = std::move(shape);
+  if (out->bytes() >= kLarge && (out->memory = mapped(out->bytes()))) {
+    out->data = out->memory.get();
+    return out;
+  }
   void* block = take(out->bytes() + kAlign);
   if (!block) {
     throw Error("no memory for a tensor of " + std::to_string(out->bytes()) + " bytes", "",
@@ -75,7 +81,6 @@ Ref in_block(DType dtype, Shape shape, void* (*take)(std::size_t)) {
 
 }  // namespace
 
-// calloc leaves large blocks to the system's zero pages, so an unused cache costs nothing.
 Ref Tensor::zeros(DType dtype, Shape shape) {
   return in_block(dtype, std::move(shape), [](std::size_t n) { return std::calloc(n, 1); });
 }

@@ -62,7 +62,7 @@ class ARC_API Array {
   explicit operator bool() const { return memory_ != nullptr; }
   DType dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
-  std::size_t size() const;   // elements
+  std::size_t size() const;   // elements; none of what is not there
   std::size_t bytes() const;
   const void* raw() const { return memory_.get(); }
   template <class T>
