@@ -6,8 +6,16 @@ import numpy as np
 import pytest
 
 from arcompile.errors import IRError
-from arcompile.ir import OPS, Builder, evaluate
-from arcompile.speculation import GUESSES, draft_graph
+from arcompile.ir import OPS, Builder, evaluate, merge
+from arcompile.speculation import (
+    GUESSES,
+    Method,
+    draft_graph,
+    law_graph,
+    ratio,
+    residual,
+    verify_graph,
+)
 
 RANDOM = np.random.default_rng(0)
 
@@ -97,16 +105,40 @@ def test_refuses(attrs, more, why):
 # --- ONNX Runtime --------------------------------------------------------------------------------
 
 
-def onnx(g, feeds):
-    ort = pytest.importorskip("onnxruntime")
+def model(g, how):
+    load = pytest.importorskip("onnx").load_from_string
     from arcompile.targets.onnx_emit import emit
 
-    s = ort.InferenceSession(emit(g, {}), providers=["CPUExecutionProvider"])
+    return load(emit(g, {}, kernels=how is not None))
+
+
+def onnx(g, feeds, how=None):
+    """how: None in standard ops, "functions" as our kernels' functions say, or the kernels'
+    library."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    if how not in (None, "functions"):
+        options.register_custom_ops_library(str(how))
+    s = ort.InferenceSession(model(g, how).SerializeToString(), options,
+                             providers=["CPUExecutionProvider"])
     names = [o.name.removeprefix("out.") for o in s.get_outputs()]
     return dict(zip(names, s.run(None, feeds), strict=True))
 
 
-def agrees(op, arrays, **attrs):
+@pytest.fixture(scope="module", params=["standard", "functions", "kernels"])
+def how(request):
+    if request.param == "standard":
+        return None
+    if request.param == "functions":
+        return request.param
+    from arcompile.kernels import cpu
+
+    if not cpu.compiler():
+        pytest.skip("no C++ compiler on this machine")
+    return cpu.build()
+
+
+def agrees(op, arrays, how=None, **attrs):
     kinds = {"f": "f32", "i": "i64"}
     b = Builder("g")
     params = [b.param(f"p{i}", f"{kinds[a.dtype.kind]}[{','.join(map(str, a.shape))}]")
@@ -114,17 +146,47 @@ def agrees(op, arrays, **attrs):
     outs = b.emit(op, *params, **attrs)
     g = b.graph(**{f"o{i}": v for i, v in enumerate(outs)})
     feeds = {f"p{i}": a for i, a in enumerate(arrays)}
-    want, found = evaluate(g, feeds), onnx(g, feeds)
+    same(g, feeds, how)
+
+
+def same(g, feeds, how, **near):
+    want, found = evaluate(g, feeds), onnx(g, feeds, how)
     for k, x in want.items():
-        np.testing.assert_allclose(found[k], x, rtol=1e-5)
+        np.testing.assert_allclose(found[k], x, **{"rtol": 1e-5, **near})
 
 
 @pytest.mark.ort
 @pytest.mark.parametrize("vocabulary", [7, 128, 300])
 @pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
-def test_verify_on_onnx(vocabulary, coupling):
+def test_verify_on_onnx(vocabulary, coupling, how):
     more = [RANDOM.gumbel(size=(4, 5, vocabulary)).astype(np.float32)] * (coupling == "gumbel")
-    agrees("verify", [*window(v=vocabulary), *more], coupling=coupling)
+    agrees("verify", [*window(v=vocabulary), *more], how, coupling=coupling)
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize("vocabulary", [7, 1000])
+@pytest.mark.parametrize("coupling", ["independent", "maximal", "gumbel"])
+def test_a_round_on_onnx(vocabulary, coupling, how):
+    """Guidance, filters, the law and the verifier as programs say them; half of the drafts hold."""
+    b, c, r = 6, 4, 9
+    g = merge(law_graph(vocabulary), verify_graph(vocabulary, Method(ratio, residual, coupling)))
+    q = laws(b, c, vocabulary)
+    q[0] = np.eye(vocabulary)[ints(vocabulary, c)]  # a guess, and one that must be drawn anew
+    feeds = {
+        "logits": RANDOM.normal(0, 2, (r, c, vocabulary)).astype(np.float32), "q": q,
+        "row": np.arange(b), "null_row": np.array([6, 7, 8, 3, 4, 5]),
+        "scales": RANDOM.uniform(1, 3, (b, c)).astype(np.float32),
+        "temperature": np.array([1, 0.7, 0, 1, 2, 1], np.float32),
+        "top_k": np.array([0, 5, 0, 3, 0, 1]),
+        "top_p": np.array([1, 1, 1, 0.9, 0.8, 1], np.float32),
+        "most": np.array([vocabulary]), "draft": q.argmax(-1), "chance": uniforms(b, c, 1),
+        "noise": uniforms(b, c, 2), "done": np.array([0, 0, 0, 0, 2, 4])}
+    if coupling == "gumbel":
+        feeds["gumbel"] = RANDOM.gumbel(size=q.shape).astype(np.float32)
+    same(g, feeds, how, rtol=2e-5, atol=1e-9)
+    names = {n.op_type for n in model(g, how).graph.node}
+    ours = {"GuidedFilter", "Law", "Verify" + "Shared" * (coupling == "gumbel")}
+    assert ours <= names if how else not ours & names
 
 
 @pytest.mark.ort
@@ -136,19 +198,19 @@ def test_verify_on_onnx(vocabulary, coupling):
     ("slide", [laws(3, 4, 6), np.array([1, 4, 3]), laws(3, 2, 6)]),
     ("agree", [ints(2, 9, 4), ints(2, 9, 4), ints(4, 9)])],
     ids=lambda x: x if isinstance(x, str) else "")
-def test_ops_on_onnx(op, arrays):
-    agrees(op, arrays)
+def test_ops_on_onnx(op, arrays, how):
+    agrees(op, arrays, how)
 
 
 @pytest.mark.ort
 @pytest.mark.parametrize("guess", GUESSES)
-def test_guesses_on_onnx(guess):
+def test_guesses_on_onnx(guess, how):
     g = draft_graph(5, 4, 16, guess)
     tokens = ints(3, 6, 16)
     feeds = {"shift": ints(5, 6), "first": np.array([1, 2, 5, 9, 11, 12]), "tokens": tokens,
              "token": ints(5, 6, 4), "p": laws(6, 4, 5)}
     for k, x in evaluate(g, feeds).items():
-        np.testing.assert_array_equal(onnx(g, feeds)[k], x)
+        np.testing.assert_array_equal(onnx(g, feeds, how)[k], x)
 
 
 def test_guesses_by_hand():

@@ -18,6 +18,8 @@ from arcompile.runtime import rng
 if TYPE_CHECKING:
     from arcompile.runtime.loop import Array, Loop
 
+ROUNDS, REACH = 8, 4  # whose noise is drawn at once; windows that they move by at most
+AHEAD = 1 << 15  # numbers drawn at once at most
 
 class Window:
     """The windows of one run."""
@@ -26,6 +28,7 @@ class Window:
         self.loop = loop
         self.first = np.zeros(loop.q.images, np.int64)  # where the last round's window began
         self.places: dict[str, tuple[Array, int]] = {}  # noise [b,N,width], and how many are drawn
+        self.ahead: dict[int, tuple[int, Array, Array | None]] = {}  # noise of rounds, by draw
 
     def run(self, step: Step, before: int) -> Iterator[int]:
         """One step. before: the steps done so far. Yields how many are, after each round."""
@@ -59,7 +62,29 @@ class Window:
             if d.when == "place":
                 loop.env[d.name] = self._place(index, where)
             elif d.when == "step":
-                loop.env[d.name] = rng.draw(d, index, loop.q.seeds, loop.q.copies, where, turn)
+                loop.env[d.name] = self._round(index, where, turn)
+
+    def _round(self, index: int, where: Array, turn: int) -> Array:
+        """Noise of a round. That of the next is made too: many small arrays cost most."""
+        begun, first, made = self.ahead.get(index, (0, where[:, 0], None))
+        at = (where[:, 0] - first)[:, None] + np.arange(where.shape[1])
+        if made is None or not begun <= turn < begun + len(made) or at.max() >= made.shape[2]:
+            begun, first, made = self.ahead[index] = turn, where[:, 0], self._rounds(
+                index, where, turn)
+            at = np.broadcast_to(np.arange(where.shape[1]), where.shape)
+        return made[turn - begun][np.arange(len(where))[:, None], at]
+
+    def _rounds(self, index: int, where: Array, turn: int) -> Array:
+        """Noise of rounds from this one on, [rounds,b,positions,width], from its slots on."""
+        d, q, b = self.loop.p.draws[index], self.loop.q, len(where)
+        reach = REACH * where.shape[1]
+        rounds = min(ROUNDS, AHEAD // (b * reach * d.width))
+        if rounds < 2:
+            return rng.draw(d, index, q.seeds, q.copies, where, turn)[None]
+        seeds, copies = (np.tile(x, rounds) for x in (q.seeds, q.copies))
+        places = np.tile(where[:, :1] + np.arange(reach), (rounds, 1))
+        turns = (turn + np.arange(rounds)).repeat(b)
+        return rng.draw(d, index, seeds, copies, places, turns).reshape(rounds, b, reach, d.width)
 
     def _place(self, index: int, where: Array) -> Array:
         """What belongs to these positions; each is drawn once, as windows reach it."""

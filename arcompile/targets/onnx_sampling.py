@@ -10,6 +10,7 @@ from arcompile.ir import Node
 from arcompile.ops.sampling import BLOCK
 from arcompile.targets.onnx_emit import DTYPES, Emitter, Nodes, lowers
 from arcompile.targets.onnx_ops import END, is_f32
+from arcompile.targets.patterns import guided
 
 
 def column(e: Nodes, x: str) -> str:
@@ -21,7 +22,16 @@ def column(e: Nodes, x: str) -> str:
 def filter_logits(e: Emitter, n: Node, args: list[str]) -> str:
     if n.args[0].type.dtype != "f32":
         return _filter(e, *args)
+    if e.kernels and (guide := guided(e.g, n.args[0])) and guide.args[3].type.rank == 3:
+        given = [e.names[v] for v in guide.args]
+        return str(e.kernel("GuidedFilter", _guided_filter, *given, *args[1:]))
     return str(e.kernel("FilterLogits", _filter, *args))
+
+
+def _guided_filter(e: Nodes, logits: str, row: str, null_row: str, more: str, *told: str) -> str:
+    own, null = (e.op("Gather", logits, r, axis=0) for r in (row, null_row))
+    x = e.op("Add", own, e.op("Mul", more, e.op("Sub", own, null)))
+    return _filter(e, x, *told)
 
 
 def _filter(e: Nodes, x: str, temperature: str, top_k: str, top_p: str, most: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,44 +34,71 @@ def chain(g: Graph, n: Node) -> Found | None:
     made = g.producer.get
     if n.op != "draw" or (keep := made(n.args[0])) is None or keep.op != "filter_logits":
         return None
-    total = made(keep.args[0])
-    parts = dict(_guidance(g, total)) if total is not None and total.op == "add" else {}
-    if len(parts) != 7 or keep.args[1] is not n.args[2]:
+    guide = guided(g, keep.args[0])
+    if guide is None or keep.args[1] is not n.args[2]:
         return None
-    own, null = parts["own"], parts["null"]
-    if own.args[0] is not null.args[0] or not _one(g, parts["extra"]):
+    shaped = made(guide.args[3])
+    extra = made(shaped.args[0]) if shaped is not None and shaped.op == "reshape" else None
+    if extra is None or extra.op != "sub" or not _one(g, extra):
         return None
-    inside = inner(g, keep, total, *(p for k, p in parts.items() if k != "extra"), parts["extra"])
+    inside = inner(g, keep, *guide.inside, made(keep.args[0]), shaped, extra)
     if inside is None or any(set(g.users[v]) - inside - {n} for p in inside for v in p.outs):
         return None
-    logits, row, null_row = own.args[0], own.args[1], null.args[1]
-    args = (logits, row, null_row, parts["extra"].args[0], *keep.args[1:], n.args[1])
-    return Found(args, {}, inside)
+    return Found((*guide.args[:3], extra.args[0], *keep.args[1:], n.args[1]), {}, inside)
 
 
-def _guidance(g: Graph, total: Node) -> Iterator[tuple[str, Node]]:
-    """The nodes of cond + (scale - 1)(cond - null), by part."""
-    made = g.producer.get
-    for cond, more in (total.args, total.args[::-1]):
-        product, own = made(more), made(cond)
-        if product is None or own is None or product.op != "mul" or own.op != "gather":
+def guided(g: Graph, v: Value) -> Found | None:
+    """cond + more (cond - null), two rows of the same logits. Operands: logits, row, null_row and
+    more, which is the scale less 1."""
+    made, total = g.producer.get, g.producer.get(v)
+    if total is None or total.op != "add":
+        return None
+    for cond, added in (total.args, total.args[::-1]):
+        product, own = made(added), made(cond)
+        if product is None or own is None or product.op != "mul" or not _row(own):
             continue
-        for factor, difference in (product.args, product.args[::-1]):
-            shaped, apart = made(factor), made(difference)
-            if shaped is None or apart is None or shaped.op != "reshape" or apart.op != "sub":
-                continue
-            extra, null = made(shaped.args[0]), made(apart.args[1])
-            if apart.args[0] is cond and extra is not None and null is not None and (
-                    extra.op, null.op) == ("sub", "gather"):
-                yield from {"own": own, "null": null, "extra": extra, "shaped": shaped,
-                            "apart": apart, "product": product, "total": total}.items()
-                return
+        for more, difference in (product.args, product.args[::-1]):
+            apart = made(difference)
+            null = made(apart.args[1]) if apart is not None and apart.op == "sub" else None
+            if apart is not None and null is not None and apart.args[0] is cond and _row(null) and (
+                    null.args[0] is own.args[0]):
+                return Found((*own.args, null.args[1], more), {}, {own, null, apart, product})
+    return None
+
+
+def _row(n: Node) -> bool:
+    return n.op == "gather" and n.attrs["axis"] == 0
 
 
 def _one(g: Graph, extra: Node) -> bool:
     """Is 1 what is taken off the scale?"""
     one = g.producer.get(extra.args[1])
     return one is not None and one.op == "const" and one.attrs["value"] == 1.0
+
+
+def excess(g: Graph, v: Value, p: Value) -> Value | None:
+    """q, where v is max(p - q, 0)."""
+    relu = g.producer.get(v)
+    apart = g.producer.get(relu.args[0]) if relu is not None and relu.op == "relu" else None
+    found = apart is not None and apart.op == "sub" and apart.args[0] is p
+    return apart.args[1] if found and apart is not None else None
+
+
+def one_hot(g: Graph, v: Value) -> Value | None:
+    """Tokens i64[b,c], where v [b,c,V] is 1.0 at them and 0 elsewhere, as speculation._guessed says
+    it."""
+    made = g.producer.get
+    cast = made(v)
+    same = made(cast.args[0]) if cast is not None and cast.op == "cast" else None
+    if same is None or same.op != "equal" or v.type.dtype != "f32":
+        return None
+    at, every = (made(a) for a in same.args)
+    if at is None or every is None or (at.op, every.op) != ("reshape", "arange"):
+        return None
+    token, width = at.args[0], v.type.shape[-1]
+    whole = every.outs[0].type.shape == (width,) and at.outs[0].type.shape == (
+        *token.type.shape, 1)
+    return token if whole and token.type.rank == 2 else None
 
 
 def modulated(g: Graph, n: Node) -> Found | None:

@@ -34,6 +34,10 @@ class Lanes(ctypes.Structure):
         ("group_norm", ctypes.CFUNCTYPE(None, F32, F32, F32, F32, I64, I64, ctypes.c_float,
                                         ctypes.c_bool)),
         ("masses", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, I64, ctypes.c_float)),
+        ("guide", ctypes.CFUNCTYPE(None, F32, F32, ctypes.c_float, ctypes.c_float, F32, I64)),
+        ("excess", ctypes.CFUNCTYPE(ctypes.c_float, F32, F32, F32, I64)),
+        ("total", ctypes.CFUNCTYPE(ctypes.c_float, F32, I64)),
+        ("peak", ctypes.CFUNCTYPE(ctypes.c_float, F32, I64)),
     ]
 
 
@@ -67,7 +71,8 @@ def test_swiglu(lanes):
 
 
 @pytest.mark.parametrize(("queries", "width", "n"), [
-    (1, 64, 1), (1, 64, 37), (1, 40, 16), (1, 7, 21), (16, 64, 37), (5, 48, 9), (3, 7, 8)])
+    (1, 64, 1), (1, 64, 37), (1, 40, 16), (1, 7, 21), (16, 64, 37), (5, 48, 9), (3, 7, 8),
+    (4, 64, 50), (8, 32, 37), (2, 16, 16), (7, 24, 40), (9, 64, 33)])
 def test_attend(lanes, queries, width, n):
     q, out = RNG.standard_normal((2, queries, 2 * width), np.float32)  # rows of two heads
     k, v = RNG.standard_normal((2, n, width), np.float32)
@@ -110,6 +115,19 @@ def test_masses(lanes):
     assert np.allclose(p, want, rtol=3e-7, atol=1e-37)
     assert (p[::7] == 0).all()
     assert total == pytest.approx(want.sum(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 15, 128, 1027])
+def test_loops_of_laws(lanes, count):
+    p, q = RNG.standard_normal((2, count), np.float32)
+    y = np.full(count, np.nan, np.float32)
+    lanes.guide(at(p), at(q), 1.5, 0.7, at(y), count)
+    assert np.allclose(y, (p + 1.5 * (p - q)) / 0.7, rtol=1e-5, atol=1e-6)
+    total = lanes.excess(at(p), at(q), at(y), count)
+    assert (y == np.maximum(p - q, 0)).all()
+    assert total == pytest.approx(y.sum(dtype=float), rel=1e-5, abs=1e-6)
+    assert lanes.total(at(p), count) == pytest.approx(p.sum(dtype=float), abs=1e-4)
+    assert lanes.peak(at(p), count) == p.max()
 
 
 # --- through onnxruntime -------------------------------------------------------------------------
@@ -258,7 +276,7 @@ def test_functions_say_what_the_kernels_do(library):
     from arcompile.targets.onnx_emit import emit
 
     model = onnx.load_from_string(emit(sample_graph(300), {}, kernels=True))
-    assert {f.name for f in model.functions} == {"FilterLogits", "Draw"}
+    assert {f.name for f in model.functions} == {"GuidedFilter", "Draw"}
     env = {"logits": RNG.standard_normal((2, 1, 300), np.float32), "row": np.array([0]),
            "null_row": np.array([1]), "scale": np.array([2], np.float32),
            "temperature": np.ones(1, np.float32), "top_k": np.array([40]),

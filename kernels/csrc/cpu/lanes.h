@@ -24,6 +24,13 @@ struct Lanes {
                      int64_t channels, int64_t area, float eps, bool silu);
   // p = e^(x - peak), and their sum. e^-inf is 0.
   float (*masses)(const float* x, float* p, int64_t count, float peak);
+  // y = (own + more (own - null)) / t: guidance and temperature.
+  void (*guide)(const float* own, const float* null, float more, float t, float* y, int64_t count);
+  // y = max(p - q, 0), and their sum.
+  float (*excess)(const float* p, const float* q, float* y, int64_t count);
+  float (*total)(const float* x, int64_t count);
+  // The largest; count >= 1. Of what is no number any may count.
+  float (*peak)(const float* x, int64_t count);
 };
 
 const Lanes& lanes();

@@ -114,5 +114,6 @@ Ops conv_ops();    // conv.cpp
 Ops decode_ops();  // decode.cpp
 Ops linear_ops();  // linear.cpp
 Ops few_ops();     // few.cpp
+Ops token_ops();   // tokens.cpp
 
 }  // namespace arc

@@ -8,7 +8,6 @@
 
 #include "lanes.h"
 #include "op.h"
-#include "sample.h"
 
 namespace arc {
 namespace {
@@ -82,29 +81,6 @@ void group_norm(void*, ort::Context* c) {
   });
 }
 
-// logits [b,c,v] and one temperature, top_k and top_p per image
-void filter(void*, ort::Context* c) {
-  const Tensor x = input(c, 0), temperature = input(c, 1), top_k = input(c, 2), top_p = input(c, 3),
-               most = input(c, 4), y = output(c, x.dims);
-  const int64_t rows = x.dims[0] * x.dims[1], v = x.dims[2];
-  each(c, rows, [&](int64_t i) {
-    const int64_t image = i / x.dims[1];
-    filter_logits(x.f32() + i * v, y.f32() + i * v, v, temperature.f32()[image],
-                  top_k.i64()[image], top_p.f32()[image], most.i64()[0]);
-  });
-}
-
-// logits [b,c,v], noise [b,c,2], temperature [b] -> token [b,c]
-void draw(void*, ort::Context* c) {
-  const Tensor x = input(c, 0), noise = input(c, 1), temperature = input(c, 2),
-               y = output(c, {x.dims[0], x.dims[1]});
-  const int64_t rows = x.dims[0] * x.dims[1], v = x.dims[2];
-  each(c, rows, [&](int64_t i) {
-    const float* u = noise.f32() + 2 * i;
-    y.i64()[i] = arc::draw(x.f32() + i * v, v, u[0], u[1], temperature.f32()[i / x.dims[1]]);
-  });
-}
-
 constexpr int F = ort::FLOAT, I = ort::INT64;
 const std::array OPS = {
     declare("SwiGLU", {F, F}, {F}, swiglu, true),
@@ -112,8 +88,6 @@ const std::array OPS = {
     declare("ResidualNorm", {F, F, F, F}, {F, F}, residual_norm),
     declare("GroupNorm", {F, F, F, I, F}, {F}, group_norm<false>, true),
     declare("GroupNormSilu", {F, F, F, I, F}, {F}, group_norm<true>, true),
-    declare("FilterLogits", {F, F, I, F, I}, {F}, filter, true),
-    declare("Draw", {F, F, F}, {I}, draw),
 };
 
 // The domain with all ops: one for each copy of ONNX Runtime in the process. Sessions refer to it,
@@ -133,7 +107,8 @@ ort::Status* domain_of(const void* const* runtime, ort::Domain** out) {
     if (slots == runtime) return *out = domain, nullptr;
   ort::Domain* domain = nullptr;
   if (auto* s = api.at<ort::Status*(const char*, ort::Domain**)>(26)("arcompile", &domain)) return s;
-  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), decode_ops(), linear_ops(), few_ops()})
+  for (const Ops& ops : {Ops{OPS.data(), OPS.size()}, conv_ops(), decode_ops(), linear_ops(), few_ops(),
+                        token_ops()})
     for (const Declared& op : ops)
       if (auto* s = api.at<ort::Status*(ort::Domain*, const ort::Op*)>(27)(domain, &op)) return s;
   all.made.emplace_back(runtime, domain);

@@ -67,17 +67,22 @@ int64_t first_past(const float* p, int64_t count, float u) {
   return 0;
 }
 
+// A token by masses p, and the sums of their blocks.
+int64_t drawn(const float* p, const std::vector<float>& each, int64_t count, float u_block,
+              float u_token) {
+  const int64_t size = std::min(BLOCK, count), blocks = (count + size - 1) / size;
+  const int64_t from = first_past(each.data(), blocks, u_block) * size;
+  return from + first_past(p + from, std::min(size, count - from), u_token);
+}
+
 }  // namespace
 
-void filter_logits(const float* x, float* y, int64_t count, float temperature, int64_t top_k,
-                   float top_p, int64_t most) {
-  const float t = std::max(temperature, 1e-5f);
-  for (int64_t i = 0; i < count; ++i) y[i] = x[i] / t;
+void filter_logits(float* x, int64_t count, int64_t top_k, float top_p, int64_t most) {
   float floor = NONE;
   most = std::min(std::max<int64_t>(most, 1), count);
-  if (top_k > 0) floor = kth_largest(y, count, std::min(top_k, most));
-  if (top_p < 1) floor = nucleus(y, count, floor, top_p, most);
-  for (int64_t i = 0; i < count; ++i) y[i] = y[i] >= floor ? y[i] : NONE;
+  if (top_k > 0) floor = kth_largest(x, count, std::min(top_k, most));
+  if (top_p < 1) floor = nucleus(x, count, floor, top_p, most);
+  for (int64_t i = 0; i < count; ++i) x[i] = x[i] >= floor ? x[i] : NONE;
 }
 
 int64_t draw(const float* x, int64_t count, float u_block, float u_token, float temperature) {
@@ -87,8 +92,32 @@ int64_t draw(const float* x, int64_t count, float u_block, float u_token, float 
   std::vector<float> p(static_cast<size_t>(count)), each(static_cast<size_t>(blocks));
   for (int64_t b = 0, from = 0; b < blocks; ++b, from += size)
     each[b] = lanes().masses(x + from, p.data() + from, std::min(size, count - from), *peak);
-  const int64_t b = first_past(each.data(), blocks, u_block), from = b * size;
-  return from + first_past(p.data() + from, std::min(size, count - from), u_token);
+  return drawn(p.data(), each, count, u_block, u_token);
+}
+
+void law(float* x, int64_t count, float temperature) {
+  if (temperature > 0) {
+    const float unit = 1 / lanes().masses(x, x, count, lanes().peak(x, count));
+    for (int64_t i = 0; i < count; ++i) x[i] *= unit;
+    return;
+  }
+  const int64_t best = std::max_element(x, x + count) - x;  // the first of equals
+  std::fill(x, x + count, 0.0f);
+  x[best] = 1;
+}
+
+int64_t draw_from(const float* p, const float* q, int64_t count, float u_block, float u_token) {
+  const int64_t size = std::min(BLOCK, count), blocks = (count + size - 1) / size;
+  static thread_local std::vector<float> left, each;
+  left.resize(std::max(left.size(), static_cast<size_t>(count)));
+  each.resize(static_cast<size_t>(blocks));
+  float sum = 0;
+  for (int64_t b = 0, from = 0; q && b < blocks; ++b, from += size)
+    sum += each[b] = lanes().excess(p + from, q + from, left.data() + from, std::min(size, count - from));
+  if (sum > 0) return drawn(left.data(), each, count, u_block, u_token);
+  for (int64_t b = 0, from = 0; b < blocks; ++b, from += size)
+    each[b] = lanes().total(p + from, std::min(size, count - from));
+  return drawn(p, each, count, u_block, u_token);
 }
 
 }  // namespace arc
