@@ -88,10 +88,9 @@ SUITES = {s.name: s for s in (
       for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
                    ("gsd", "gsd{window=16}"))),
     *(Suite(f"llamagen-B-{k}", "llamagen", "B", block=4, passes=v, alone=True) for k, v in (
-        ("scd16", "scd{window=16}"), ("int8-scd16", "int8, scd{window=16}"),
-        ("scd8", "scd{window=8}"), ("int8-scd8", "int8, scd{window=8}"),
-        ("scd4", "scd{window=4}"), ("int8-scd4", "int8, scd{window=4}"),
-        ("int8-scd2", "int8, scd{window=2}"),
+        *((f"scd{n}", f"scd{{window={n}}}") for n in (4, 8, 16)),
+        *((f"int8-scd{n}", f"int8, scd{{window={n}}}") for n in (2, 4, 8, 16)),
+        *((f"int8-{k}{n}", f"int8, {k}{{window={n}}}") for k in ("sjd", "jacobi") for n in (2, 4)),
         ("draft4", "draft{window=4,by='int4'}"), ("jacobi16", "jacobi{window=16}"),
         ("int8-jacobi16", "int8, jacobi{window=16}"))),
     *(Suite(f"llamagen-B-grid{n}", "llamagen", "B", options={"grid": n}) for n in (8, 16, 24)),
