@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from arcompile.runtime.engine import Engine
 
 Say = Callable[[str], None]
+APART = ("limits", "block", "warm", "top_k")  # of a suite: what does not change its engine
 
 
 def key(suite: Suite) -> str:
     """Of everything that decides what is built: the suite, and the compiler's own sources."""
     from arcompile.compile import _own_digest
 
-    what = {k: v for k, v in describe(suite).items() if k not in ("limits", "block", "top_k")}
+    what = {k: v for k, v in describe(suite).items() if k not in APART}
     return hashlib.sha256(f"{json.dumps(what)}\0{_own_digest()}".encode()).hexdigest()
 
 

@@ -31,7 +31,6 @@ import numpy as np
 
 from arcompile.bench import agree, built, fresh, machine, race, runner, suites
 from arcompile.bench.machine import PAUSE
-from arcompile.bench.runner import WARM
 from arcompile.bench.spread import figure
 from arcompile.bench.suites import Suite
 from arcompile.runtime.engine import load
@@ -114,7 +113,7 @@ class Watched:
         found: tuple[list[float], list[float]] = ([], [])
         while time.perf_counter() < end or len(found[0]) < 2:
             self._blocks(draw, found)
-        return {"steps": self.suite.block - WARM, **paired(*found)}
+        return {"steps": self.suite.block - self.suite.warm, **paired(*found)}
 
     def _blocks(self, draw: np.random.Generator, found: tuple[list[float], list[float]]) -> None:
         """One whole loop: its first block is nobody's, then two by two in an order drawn anew."""
@@ -130,7 +129,7 @@ class Watched:
         out = self.engine.generate(self.bench.cond, guidance=self.suite.guidance, temperature=0,
                                    top_k=0, on_step=on_step)
         for i, side in enumerate(order, 1):
-            spent = out.timings["steps"][i * block + WARM : (i + 1) * block]
+            spent = out.timings["steps"][i * block + self.suite.warm : (i + 1) * block]
             found[side].append(float(np.median(spent)))
 
     def race(self, pictures: int) -> dict[str, Any]:
@@ -144,23 +143,27 @@ class Watched:
                 ours.step()
                 outer.append(time.perf_counter() - start)
             ours.end()
-            seen += outer[WARM:]
-            own += ours.spent[WARM:]
+            seen += outer[1:]
+            own += ours.spent[1:]
         return paired(seen, own)
 
     def images(self, seconds: float) -> dict[str, Any]:
-        """Whole pictures: after a reading of memory, as the bench draws them, and one after the
-        other."""
-        def one() -> float:
-            start = time.perf_counter()
-            self.engine.generate(self.bench.cond, guidance=self.suite.guidance, temperature=0)
-            return time.perf_counter() - start
+        """Whole pictures after a pause: with a reading of memory in it, as the bench draws them,
+        and without. `in_a_row`: one right behind another, against one after a pause; what differs
+        there is the engine's own, whose threads go on spinning."""
+        def drawn(before: Callable[[], object]) -> Callable[[], float]:
+            def one() -> float:
+                before()
+                start = time.perf_counter()
+                self.engine.generate(self.bench.cond, guidance=self.suite.guidance, temperature=0)
+                return time.perf_counter() - start
 
-        def measured() -> float:
-            self.bench.bandwidth.measure()
-            return one()
+            return one
 
-        return by_turns(measured, one, seconds)
+        rested = drawn(lambda: time.sleep(2 * PAUSE))
+        second = drawn(drawn(lambda: None))
+        return {**by_turns(drawn(self.bench.bandwidth.measure), rested, seconds),
+                "in_a_row": by_turns(second, rested, seconds / 2)}
 
     def processor(self, calls: int = 100_000) -> dict[str, Any]:
         """Nanoseconds of processor time: of the bench's watch of a step, and of a step."""

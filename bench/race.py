@@ -13,13 +13,13 @@ import arcompile
 from arcompile.bench import built, machine, suites
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.peers import UNABLE, Kind, Peer, ready
-from arcompile.bench.runner import WARM, Say, _needs
+from arcompile.bench.runner import Say, _needs
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
-TURNS, QUICK, BLOCK = 8, 3, 8  # rounds; of a quick race; steps of a round
+TURNS, QUICK, BLOCK, WARM = 8, 3, 10, 3  # rounds; of a quick race; steps of a round, not counted
 SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {

@@ -25,11 +25,10 @@ from arcompile.runtime.loop import Progress
 Say = Callable[[str], None]
 QUICK = 32  # steps of a quick run
 SAMPLED = 64  # steps of the run that samples; its law does not depend on the position
-WARM = 1  # first steps of each turn that are not counted: threads wake, caches are the other's
 SETTINGS = {
     "interleaved": "a turn of `block` engine steps, a reading of memory, a turn of eager steps, "
                    f"with {PAUSE} s between",
-    "warm_up": f"one whole run of each side before; the first {WARM} step of each turn",
+    "warm_up": "one whole run of each side before; the first `warm` steps of each turn",
     "step": "one pass of the loop: transformer, guidance, sampling, next input; host work too",
     "image": "Engine.generate from the call to the uint8 picture; no PNG",
     "percent_of_read": "weight bytes that a step reads / its median time / best reading of memory; "
@@ -127,7 +126,7 @@ class _Bench:
             "weights": "the shipped demo's" if s.checkpoint else "the engine's" if s.engine
             else "random",
             "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),
-            "block": s.block, "settings": SETTINGS,
+            "block": s.block, "warm": s.warm, "settings": SETTINGS,
         }
 
     # --- speed ---
@@ -177,19 +176,19 @@ class _Bench:
             self.eager.finish(_zeros(output.tokens.shape))
         return turns, output
 
-    def watch(self, turns: Turns, steps: int, warm: bool = False) -> Callable[[Progress], None]:
+    def watch(self, turns: Turns, steps: int, dry: bool = False) -> Callable[[Progress], None]:
         """What the bench does after each step: nothing, or at the end of a block the eager loop's
         turn and a reading of memory."""
-        block = self.suite.block
+        block, warm = self.suite.block, self.suite.warm
 
         def on_step(p: Progress) -> None:
             if p.step % block and p.step != steps:
                 return
             first = (p.step - 1) // block * block
             time.sleep(PAUSE)
-            read = 0.0 if warm else self.bandwidth.measure()
+            read = 0.0 if dry else self.bandwidth.measure()
             spent = self._eager_turn(turns, p.step - first)
-            turns.add(range(first + WARM, p.step), spent[WARM:], read)
+            turns.add(range(first + warm, p.step), spent[warm:], read)
             time.sleep(PAUSE)
 
         return on_step

@@ -18,8 +18,8 @@ from arcompile.runtime.engine import load
 from arcompile.target import TARGETS
 
 HEAD = {"suite", "time", "host", "quick", "arcompile", "family", "target", "dtype", "passes",
-        "model", "batch", "guidance", "weights", "positions", "steps", "block", "settings",
-        "machine", "greedy", "sampled", "tokens", "prompt_ms", "bytes", "series",
+        "model", "batch", "guidance", "weights", "positions", "steps", "block", "warm",
+        "settings", "machine", "greedy", "sampled", "tokens", "prompt_ms", "bytes", "series",
         "limits"}
 STEP = {"engine", "eager", "eager_vs_engine", "tokens_per_s", "eager_tokens_per_s", "gbps",
         "percent_of_read", "floor"}

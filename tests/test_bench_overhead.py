@@ -1,0 +1,50 @@
+"""What the bench adds: whether the measure sees it. No timing is asserted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from arcompile.bench import overhead
+
+RNG = np.random.default_rng(3)
+
+
+def host(pairs, extra):
+    """Times of a machine of two speeds that stays at one for a while, with rare long stalls."""
+    speed = np.repeat(RNG.choice([1.0, 1.8], pairs // 50 + 1), 50)[:pairs]
+    noise = RNG.normal(1, 0.05, (2, pairs)) + (RNG.random((2, pairs)) < 0.02) * 3
+    return speed * noise[0] * (1 + extra), speed * noise[1]
+
+
+@pytest.mark.parametrize("extra", [0.0, 0.05, -0.03, 0.3])
+def test_the_interval_holds_what_was_added(extra):
+    told = overhead.paired(*host(2000, extra))
+    assert told["pairs"] == 2000
+    assert told["low"] < 1 + extra < told["high"]
+    assert told["high"] - told["low"] < 0.02  # sharp enough to tell 2 % from 5
+    assert told["within_limit"] == (extra <= 0)
+
+
+def test_medians_of_either_side_alone_would_not_see_it():
+    """Why pairs: the machine's two speeds hide 5 % in the spread of either side."""
+    slow, fast = host(2000, 0.05)
+    assert np.percentile(slow, 10) < np.percentile(fast, 90)
+
+
+def test_few_noisy_pairs_are_not_within_the_limit():
+    assert not overhead.paired([1.0, 1.1, 0.9], [1.0, 1.0, 1.0])["within_limit"]
+
+
+def test_sides_take_turns_in_an_order_drawn_anew(monkeypatch):
+    went, now = [], iter(range(1000))
+    monkeypatch.setattr(overhead.time, "perf_counter", lambda: next(now))
+
+    def side(name, seconds):
+        return lambda: went.append(name) or seconds
+
+    told = overhead.by_turns(side("m", 2.0), side("b", 1.0), 100)
+    assert told["ratio"] == 2.0
+    assert told["pairs"] == len(went) / 2 > 40
+    pairs = ["".join(went[i : i + 2]) for i in range(0, len(went), 2)]
+    assert set(pairs) == {"mb", "bm"}
