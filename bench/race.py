@@ -19,7 +19,7 @@ from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
-TURNS, QUICK, BLOCK, WARM = 8, 3, 10, 3  # rounds; of a quick race; steps of a round, not counted
+TURNS, QUICK, BLOCK, WARM = 8, 3, 16, 8  # rounds; of a quick race; steps of a round, not counted
 SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {

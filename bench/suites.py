@@ -53,12 +53,12 @@ SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24)  # FlexVAR's, up to 384 px
 
 SUITES = {s.name: s for s in (
     Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
-    Suite("llamagen-B", "llamagen", "B", block=16, warm=4, limits=VERTICAL),
+    Suite("llamagen-B", "llamagen", "B", block=16, warm=8, limits=VERTICAL),
     Suite("llamagen-tiny-int8", "llamagen", "tiny", passes="int8", top_k=20, block=4),
-    Suite("llamagen-B-int8", "llamagen", "B", passes="int8", block=16, warm=4),
-    Suite("llamagen-B-int4", "llamagen", "B", passes="int4", block=16, warm=4),
-    Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16, warm=4),
-    Suite("llamagen-L", "llamagen", "L", block=16, warm=4),
+    Suite("llamagen-B-int8", "llamagen", "B", passes="int8", block=16, warm=8),
+    Suite("llamagen-B-int4", "llamagen", "B", passes="int4", block=16, warm=8),
+    Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16, warm=8),
+    Suite("llamagen-L", "llamagen", "L", block=16, warm=8),
     Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20, block=3),
     Suite("var-d16", "var", "d16", guidance=1.5, top_k=900, block=10,
           limits={"eager_vs_image": 1.05}),
@@ -82,7 +82,7 @@ SUITES = {s.name: s for s in (
     Suite("hmar-d16", "hmar", "d16", guidance=1.7, top_k=1000, block=14,
           limits={"eager_vs_image": 1.05}),
     Suite("janus-tiny", "janus", "tiny", guidance=5.0, top_k=0, block=4),
-    Suite("janus-small", "janus", "small", guidance=5.0, top_k=0, block=16, warm=4),
+    Suite("janus-small", "janus", "small", guidance=5.0, top_k=0, block=16, warm=8),
     Suite("janus-Pro-1B", "janus", "Pro-1B", guidance=5.0, top_k=0, block=8, alone=True,
           limits={"step_vs_floor": 1.15, "build_s": 240.0}),  # an eager image takes minutes
     Suite("demo", "llamagen", checkpoint="demo", top_k=0, block=16, warm=6),
