@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test lint bench fuzz sbom audit clean
+.PHONY: help demo test lint bench fuzz sanitize sbom audit clean
 
 help: ## this text
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ fuzz: $(VENV)/.ready ## random graphs, programs and hostile files, for some minu
 	PYTHONPATH=tests $(BIN)/python -m fuzz graphs --count 1000
 	PYTHONPATH=tests $(BIN)/python -m fuzz programs --count 200
 	PYTHONPATH=tests $(BIN)/python -W ignore -m fuzz hostile --count 2000
+
+sanitize: $(VENV)/.ready ## libarcompile under TSan, ASan, LSan and UBSan, over whole runs; some minutes
+	$(BIN)/python tests/runtime/sanitize.py
 
 sbom: $(VENV)/.ready ## the bill of materials, CycloneDX JSON, into out/
 	@mkdir -p out

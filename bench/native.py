@@ -34,12 +34,13 @@ class Side:
         self.open_s = time.perf_counter() - start
         self.images: list[float] = []
         self.host_us: list[float] = []
+        self.drawn = ""
 
     def draw(self, label: int, seed: int) -> None:
         assert self.run.stdin
         self.run.stdin.write(f"{label} {seed} -\n")
         self.run.stdin.flush()
-        _, seconds, us = self._answer("ok")
+        self.drawn, seconds, us = self._answer("ok")
         self.images.append(float(seconds))
         self.host_us.append(float(us))
 
