@@ -5,8 +5,8 @@ AddressSanitizer, LeakSanitizer and UBSan. `test_whole` opens an engine twice, d
 in a batch), is refused, stopped, and thrown at; `test_threads` draws with one engine in several
 threads and with two engines in one process, and stops a run from another thread. ONNX Runtime and
 the CPU kernels are as they are installed, not instrumented: arcompile/runtime/cpp/tests/tsan.txt
-excuses races between threads of ONNX Runtime's own, which it orders by what the tool cannot see;
-nothing else is excused, and no leak.
+excuses races between what runs on threads of ONNX Runtime's own, which it orders by what the tool
+cannot see; nothing else is excused, and no leak.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ int main(int argc, char** argv) {
   CHECK(argc >= 4);
   const fs::path folder = fs::path(argv[2]) / "fuzzed";
   fs::remove_all(folder);
+  fs::create_directories(folder.parent_path());
   fs::copy(argv[1], folder);
   dice.seed(argc > 4 ? std::stoull(argv[4]) : 1);
   const std::string manifest = read(folder / "manifest.json");
