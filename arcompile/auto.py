@@ -240,7 +240,7 @@ def _best(tried: Sequence[Tried], share: float, score: Callable[[Tried], float],
 def _score(t: Tried, before: list[Pass], after: list[Pass], bench: Bench) -> float:
     assert bench.judge is not None
     e = _engine([*before, *t.passes, *after], bench)
-    return float(judged(e, bench.judge, bench.pictures)["score"])
+    return float(judged(e, bench.judge, bench.pictures)["both"])
 
 
 def chosen(passes: Sequence[Pass], bench: Bench,

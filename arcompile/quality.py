@@ -98,8 +98,9 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
     kl: of the next token's law from that of `base`, nats a token, both fed the tokens that `base`
     drew. agreement: share of those whose likeliest token is the same. psnr: of pictures drawn with
     the same noise; decoder_psnr: of those drawn from the same tokens, in dB (peak to peak is 2).
-    score, interval, n: the judge's, with its 95 % interval, over `pictures` pictures. seconds: of
-    drawing the IMAGES compared, on this machine as it was.
+    score, interval, n: the judge's, with its 95 % interval, over `pictures` pictures; difference:
+    `paired` with those of `base`, in points. seconds: of drawing the IMAGES compared, on this
+    machine as it was.
     """
     try:
         cond = condition(base)
@@ -112,9 +113,12 @@ def report(base: Engine, others: Mapping[str, Engine], judge: Judge | None = Non
         found["passes"][name] = compare(first, _draw(other, cond, first.tokens))
     found["base"] = {"seconds": round(first.seconds, 4)}
     if judge is not None and pictures:
-        found["base"] |= judged(base, judge, pictures)
+        was = judged(base, judge, pictures)
+        found["base"] |= score(was)
         for name, other in others.items():
-            found["passes"][name] |= judged(other, judge, pictures)
+            now = judged(other, judge, pictures)
+            difference = paired(was["right"], now["right"])
+            found["passes"][name] |= {**score(now), "difference": difference["points"]}
     return found
 
 
@@ -187,8 +191,8 @@ def psnr(x: Array, y: Array) -> float:
     return min(99.0, 10 * float(np.log10(4 / off))) if off > 0 else 99.0
 
 
-def judged(e: Engine, judge: Judge, pictures: int) -> dict[str, Any]:
-    """Pictures of all classes in turn, with a seed each, at the engine's settings."""
+def judged(e: Engine, judge: Judge, pictures: int) -> Mapping[str, Any]:
+    """Of pictures of all classes in turn, with a seed each, at the engine's settings."""
     classes = np.arange(pictures) % e.manifest["info"]["classes"]
     seeds, made = np.arange(pictures), []
     s = settings(e)
@@ -197,15 +201,34 @@ def judged(e: Engine, judge: Judge, pictures: int) -> dict[str, Any]:
         out = e.generate(classes[part].tolist(), seed=seeds[part].tolist(), **s)
         assert out.pixels is not None
         made.append(to_uint8(out.pixels))
-    said = judge(np.concatenate(made), classes)
+    return judge(np.concatenate(made), classes)
+
+
+def score(said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a report keeps of a judge's word."""
     return {"score": round(said["both"], 4), "interval": [round(x, 4) for x in said["ci"]],
             "n": said["n"]}
+
+
+def paired(was: Array, now: Array) -> dict[str, Any]:
+    """By how much the share of `now` [n] bool lies above that of `was`, picture by picture.
+
+    points: the difference and its 95 % interval, in points of a hundred; won, lost: pictures that
+    only one of the two has right. Pictures of one class and seed are compared, so what both get
+    wrong does not count. Wald's interval: Agresti, Categorical Data Analysis, section 11.1.
+    """
+    won, lost, n = int((now & ~was).sum()), int((was & ~now).sum()), len(was)
+    middle = (won - lost) / n
+    half = 1.96 * float(np.sqrt(max(won + lost - n * middle**2, 0.0))) / n
+    return {"points": [round(100 * x, 2) for x in (middle, middle - half, middle + half)],
+            "won": won, "lost": lost}
 
 
 # --- for people ----------------------------------------------------------------------------------
 
 TITLES = {"kl": "KL, nats", "agreement": "agree", "psnr": "PSNR, dB", "decoder_psnr": "decoder, dB",
-          "score": "judge", "interval": "95 %", "n": "pictures", "weights": "weights",
+          "score": "judge", "interval": "95 %", "difference": "points", "n": "pictures",
+          "weights": "weights",
           "state": "carried", "seconds": "seconds"}
 
 
@@ -236,4 +259,6 @@ def _text(key: str, value: Any) -> str:
         return ""
     if key in ("weights", "state"):
         return figure(value, "B")
+    if key == "difference":
+        return "{:+.1f} ({:+.1f} to {:+.1f})".format(*value)
     return "-".join(f"{x:.3g}" for x in value) if key == "interval" else f"{value:.4g}"

@@ -58,6 +58,17 @@ def test_notes_for_people():
         "int8 leaves h as it is: it is the head"]
 
 
+def test_paired_counts_pictures_that_only_one_has_right():
+    was, now = np.zeros(1000, bool), np.zeros(1000, bool)
+    was[:900], now[:870], now[900:920] = True, True, True
+    found = quality.paired(was, now)
+    assert (found["won"], found["lost"]) == (20, 30)
+    middle, low, high = found["points"]
+    assert middle == -1.0
+    assert (low, high) == pytest.approx((-2.38, 0.38), abs=0.01)  # 196 * sqrt(50 - 0.1) / 1000
+    assert quality.paired(was, was)["points"] == [0, 0, 0]
+
+
 @pytest.mark.ort
 def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
     from plain import held
@@ -75,7 +86,8 @@ def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
     passes = parse_pipeline(TARGETS["ort-cpu"].passes + ", int8{head=False}, int4{block=32}")
 
     def judge(pictures, classes):
-        return {"both": float((classes < 3).mean()), "ci": (0.0, 1.0), "n": len(pictures)}
+        right = classes < 3
+        return {"both": float(right.mean()), "ci": (0.0, 1.0), "n": len(pictures), "right": right}
 
     write(folder, "llamagen", model, "ort-cpu", "f32", passes,
           wanted=quality.Wanted(report=True, pictures=10, judge=judge))
@@ -93,7 +105,7 @@ def test_a_build_reports_each_lossy_pass_and_all(tmp_path):
         assert line["weights"] < found["base"]["weights"]
         assert line["state"] == found["base"]["state"] > 0
         assert line["seconds"] > 0
-        assert (line["score"], line["n"]) == (0.6, 10)
+        assert (line["score"], line["n"], line["difference"]) == (0.6, 10, [0, 0, 0])
     assert found["base"]["score"] == 0.6
     need = e.plan(3)
     assert need.total > need.weights > 0

@@ -87,11 +87,12 @@ def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 def score(images: np.ndarray, labels: np.ndarray) -> dict:
     """Share of pictures [b, 64, 64, 3] that show what their labels [b] say.
 
-    `both`, `shape`, `colour`: shares; `n`: pictures; `ci`: 95 % interval of `both`.
+    `both`, `shape`, `colour`: shares; `n`: pictures; `ci`: 95 % interval of `both`; `right`: bool
+    [b], which of them show both.
     """
     shape, colour, _ = judge(images)
     want_shape, want_colour = np.divmod(np.asarray(labels), len(COLOURS))
     both = (shape == want_shape) & (colour == want_colour)
     return {"both": float(both.mean()), "shape": float((shape == want_shape).mean()),
             "colour": float((colour == want_colour).mean()), "n": len(both),
-            "ci": wilson(int(both.sum()), len(both))}
+            "ci": wilson(int(both.sum()), len(both)), "right": both}
