@@ -115,8 +115,8 @@ def _measured(before: list[Pass], after: list[Pass], auto: Auto, share: float, b
     cond = condition(base, count=auto.batch)
     plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)),
                   cost=program_cost(base.program, auto.batch).total)
-    _time(base, cond, auto.batch, stop=WARM)
-    plain.seconds = _time(base, cond, auto.batch)[0]
+    timed(base, cond, auto.batch, stop=WARM)
+    plain.seconds = timed(base, cond, auto.batch)[0]
     yield plain
     every = [*methods(share)]
     for i, p in enumerate(every):
@@ -134,11 +134,11 @@ def _beside(base: Engine, t: Tried, cond: Any, batch: int) -> Tried:
     """By turns with plain decoding, so that a machine that slows down slows both."""
     e = t.engine
     assert e is not None
-    _time(e, cond, batch, stop=WARM)
+    timed(e, cond, batch, stop=WARM)
     mine, theirs, rounds = [], [], []
     for turn in range(TURNS):
-        theirs.append(_time(base, cond, batch, turn)[0])
-        seconds, forwards = _time(e, cond, batch, turn)
+        theirs.append(timed(base, cond, batch, turn)[0])
+        seconds, forwards = timed(e, cond, batch, turn)
         mine.append(seconds)
         rounds.append(forwards)
         if sum(mine) + sum(theirs) > LONG:
@@ -172,7 +172,7 @@ def _engine(passes: Sequence[Pass], bench: Bench) -> Engine:
     return Engine(where, bench.facts, p, (), 0)
 
 
-def _time(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0) -> tuple[float, float]:
+def timed(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0) -> tuple[float, float]:
     """(seconds until all is drawn, forwards an image) of one request; without the decoder."""
     s, seeds = settings(e), [turn * batch + i for i in range(batch)]
     q = request.make(e, cond, seeds, 1, s["guidance"], None, s["temperature"], s["top_k"],

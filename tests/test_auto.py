@@ -91,8 +91,8 @@ def test_the_quickest_that_keeps_enough():
 
 def test_what_was_measured_is_told(tmp_path, monkeypatch):
     """Time is made up here: a forward takes a second, whatever it is of."""
-    true = auto._time
-    monkeypatch.setattr(auto, "_time", lambda *a, **k: (true(*a, **k)[1],) * 2)
+    true = auto.timed
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 2)
     passes, found = decide([DeadCode(), Auto(), DeadCode()], bench(tmp_path))
     assert passes[0] == passes[-1] == DeadCode()
     assert len(passes) == 3
@@ -106,8 +106,8 @@ def test_what_was_measured_is_told(tmp_path, monkeypatch):
 
 
 def test_nothing_where_nothing_gains(tmp_path, monkeypatch):
-    true = auto._time
-    monkeypatch.setattr(auto, "_time", lambda *a, **k: (1.0, true(*a, **k)[1]))
+    true = auto.timed
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, true(*a, **k)[1]))
     passes, found = decide([Auto()], bench(tmp_path))
     assert passes == []
     assert found["chosen"] == "none"
