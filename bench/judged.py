@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ RANGES = 8  # pictures that `arcompile calibrate` looks at
 HACK = "kv-hack{ratio=0.5,ranges='@ranges'}"
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "demo": ("int8", "int4"),
-    "demo-var": ("int8", "int4", HACK, HACK.replace("0.5", "0.7"), HACK.replace("0.5", "0.8")),
+    "demo-var": ("int8", "int4", HACK),
     "demo-mar": ("int8", "int4"),
     "demo-shuffle": ("int8", "int4"),
 }
@@ -155,24 +155,82 @@ def newest(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str,
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """A table of one set, every setting a line."""
-    timed_ones = any("ms" in x for (_, k), t in newest(rows).items() if k == kind
-                     for x in t.values())
-    titles = ["demo", "setting", "forwards", *(["loop, ms"] if timed_ones else []),
-              "judged right, %", "95 %", "points against plain", "pictures"]
-    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-    for (demo, k), table in newest(rows).items():
-        for s, x in table.items() if k == kind else ():
-            if "score" not in x:
-                continue
-            low, high = (100 * v for v in x["interval"])
-            ms = [f"{x['ms']:.3g}" if "ms" in x else ""] if timed_ones else []
-            vs = ("{:+.1f} ({:+.1f} to {:+.1f})".format(*x["against_plain"]["points"])
-                  if "against_plain" in x else "")
-            cells = [demo, _named(s), f"{x['forwards']:.4g}", *ms, f"{100 * x['score']:.1f}",
-                     f"{low:.1f}-{high:.1f}", vs, str(x["pictures"])]
-            lines.append(f"| {' | '.join(cells)} |")
+    """Every setting of a set a line."""
+    lines = _titles(["demo", "setting", "forwards", *MS[kind], "judged right, %", "95 %",
+                     "points against plain", "pictures"])
+    for demo, s, x in _scored(rows, kind):
+        low, high = (100 * v for v in x["interval"])
+        cells = [demo, _named(s), _forwards(x), *([_ms(x)] if MS[kind] else []), _share(x),
+                 f"{low:.1f}-{high:.1f}", _points(x), str(x["pictures"])]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_method(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of decoding: every method a line, its settings side by side."""
+    lines = _titles(["demo", "method", "settings", "forwards", *MS["decoding"], "judged right, %"])
+    groups: dict[tuple[str, str], list[tuple[str, Mapping[str, Any]]]] = {}
+    for demo, s, x in _scored(rows, "decoding"):
+        name, how = _split(s)
+        groups.setdefault((demo, name), []).append((how, x))
+    for (demo, name), each in groups.items():
+        how = "" if name == "plain" else ", ".join(f"`{h}`" if h else "as it is" for h, _ in each)
+        cells = [", ".join(f(x) for _, x in each) for f in (_forwards, _ms, _share)]
+        lines.append(f"| {demo} | {name} | {how} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def weights(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Of weights and caches: every demo a line, every pass a column."""
+    tables = {demo: t for (demo, kind), t in newest(rows).items() if kind == "weights"}
+    columns = list(dict.fromkeys(s for t in tables.values() for s in t))
+    lines = _titles(["judged right, %", *(_named(s).replace(",ranges='ranges'", "")
+                                          for s in columns), "pictures"])
+    for demo, t in tables.items():
+        cells = [f"{_share(t[s])} {_points(t[s])}".strip() if s in t else "" for s in columns]
+        lines.append(f"| `{demo}` | {' | '.join(cells)} | {t['']['pictures']} |")
+    return "\n".join(lines)
+
+
+MS = {"decoding": ["loop, ms"], "weights": []}
+
+
+def _titles(titles: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+
+
+def _scored(rows: Sequence[Mapping[str, Any]],
+            kind: str) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(demo, setting, figures)"""
+    for (demo, k), table in newest(rows).items():
+        yield from ((demo, s, x) for s, x in table.items() if k == kind and "score" in x)
+
+
+def _forwards(x: Mapping[str, Any]) -> str:
+    return f"{x['forwards']:.3g}"
+
+
+def _ms(x: Mapping[str, Any]) -> str:
+    return f"{x['ms']:.3g}" if "ms" in x else ""
+
+
+def _share(x: Mapping[str, Any]) -> str:
+    return f"{100 * x['score']:.1f}"
+
+
+def _points(x: Mapping[str, Any]) -> str:
+    return ("{:+.1f} ({:+.1f} to {:+.1f})".format(*x["against_plain"]["points"])
+            if "against_plain" in x else "")
+
+
+def _split(setting: str) -> tuple[str, str]:
+    """A setting as method and how: `gsd{group=4}` as `gsd` and `group=4`."""
+    if setting.startswith("--option"):
+        return "DiSA", ", ".join(re.findall(r"--option (\S+)", setting))
+    if not setting or setting.startswith("@"):
+        return _named(setting), ""
+    name, _, how = setting.rstrip("}").partition("{")
+    return f"`{name}`", ",".join(x for x in how.split(",") if "@" not in x)
 
 
 def _named(setting: str) -> str:
@@ -194,7 +252,7 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
     if told.what == "markdown":
-        print("\n\n".join(markdown(kept(), kind) for kind in SETS))
+        print(weights(kept()), by_method(kept()), *(markdown(kept(), k) for k in SETS), sep="\n\n")
         return
     made = (time(told.demo, told.set) if told.what == "time"
             else score(told.demo, told.set, told.pictures or PICTURES[told.set]))

@@ -66,6 +66,8 @@ SUITES = {s.name: s for s in (
           passes="int8, int8-tiles, bf16-conv", limits={"eager_vs_image": 3.0}),
     Suite("var-d16-hack50", "var", "d16", guidance=1.5, top_k=900, block=10,
           passes="kv-hack{ratio=0.5}"),
+    *(Suite(f"var-d16-{k}batch4", "var", "d16", guidance=1.5, top_k=900, block=10, batch=4,
+            passes=v, alone=True) for k, v in (("", ""), ("hack50-", "kv-hack{ratio=0.5}"))),
     Suite("mar-base", "mar", "base", guidance=2.9, top_k=0, block=8,
           limits={"eager_vs_step": 1.15}),
     Suite("mar-base-int8", "mar", "base", guidance=2.9, top_k=0, block=8,

@@ -22,7 +22,12 @@ from arcompile.models.demo import drawings, flaws
 from arcompile.models.demo.nets import GPT, VQ, JudgeNet
 from arcompile.models.demo.train_mar import train_autoencoder, train_decoder, train_mar
 from arcompile.models.demo.train_shuffle import train_shuffle, train_windows
-from arcompile.models.demo.train_var import train_codes, train_var, train_var_decoder
+from arcompile.models.demo.train_var import (
+    train_codes,
+    train_var,
+    train_var_decoder,
+    train_var_small,
+)
 from arcompile.models.demo.training import (
     SEED,
     Run,
@@ -176,8 +181,8 @@ def train_gpt(work: Path, out: Path) -> None:
 
 STAGES = {"judge": train_judge, "vq": train_vq, "gpt": train_gpt, "kl": train_decoder,
           "codes": train_codes, "var": train_var, "var-decoder": train_var_decoder,
-          "ae": train_autoencoder, "mar": train_mar, "shuffle": train_shuffle,
-          "windows": train_windows}
+          "var-small": train_var_small, "ae": train_autoencoder, "mar": train_mar,
+          "shuffle": train_shuffle, "windows": train_windows}
 
 
 def main() -> None:
