@@ -3,8 +3,8 @@ demo-var weights`, and `time demo-var decoding`, each a row in results/judged.js
 
 score: pictures of the same classes and seeds, with a setting and without, by the demos' judge, and
 how often the model was called for one. time: the loop of one image, all settings by turns; take it
-on a machine that does nothing else. README's tables are written from the newest rows:
-`python -m arcompile.bench.judged markdown`.
+on a machine that does nothing else. Tables of README and docs/ come from the newest rows:
+`python -m arcompile.bench.judged pages` writes them between their marks.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from arcompile.cache import cache
 from arcompile.runtime.engine import Engine
 
 ROWS = Path(__file__).with_name("results") / "judged.jsonl"
+PAGES = ("README.md", "docs/decoding.md")  # of the repository, where this is run for them
 PICTURES = {"weights": 1440, "decoding": 360}
 TURNS, LONG = 9, 60.0  # of the loops; seconds that are enough
 RANGES = 8  # pictures that `arcompile calibrate` looks at
@@ -119,6 +120,8 @@ def score(demo: str, kind: str, pictures: int) -> dict[str, Any]:
 
 def forwards(e: Engine, pictures: int = 36) -> float:
     """Of the model, for one image alone: the mean of one of each class."""
+    if e.program.accept == "all":
+        return float(len(e.program.steps))
     classes = e.manifest["info"]["classes"]
     return figure(float(np.mean([timed(e, [i % classes], 1, i)[1] for i in range(pictures)])))
 
@@ -239,20 +242,34 @@ def _named(setting: str) -> str:
     return f"`{setting.replace('@', '')}`" if setting else "plain"
 
 
+TABLES = {"weights": weights, "methods": by_method,
+          "settings": lambda rows: markdown(rows, "decoding")}
+
+
+def filled(page: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The page with each table between its marks: `<!-- judged weights -->`, `<!-- /judged -->`."""
+    for name, table in TABLES.items():
+        marks = f"(<!-- judged {name} -->\n).*?(<!-- /judged -->)"
+        text = table(rows)
+        page = re.sub(marks, lambda m, t=text: f"{m[1]}{t}\n{m[2]}", page, flags=re.S)
+    return page
+
+
 def kept() -> list[dict[str, Any]]:
     return [json.loads(x) for x in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("score", "time", "markdown"))
+    parser.add_argument("what", choices=("score", "time", "pages"))
     parser.add_argument("demo", nargs="?", choices=tuple({**WEIGHTS, **DECODING}), default="demo")
     parser.add_argument("set", nargs="?", choices=tuple(SETS), default="decoding")
     parser.add_argument("--pictures", type=int, help="0: 1440 of weights, 360 of decoding")
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
-    if told.what == "markdown":
-        print(weights(kept()), by_method(kept()), *(markdown(kept(), k) for k in SETS), sep="\n\n")
+    if told.what == "pages":
+        for page in map(Path, PAGES):
+            page.write_text(filled(page.read_text(), kept()))
         return
     made = (time(told.demo, told.set) if told.what == "time"
             else score(told.demo, told.set, told.pictures or PICTURES[told.set]))
