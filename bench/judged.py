@@ -26,6 +26,7 @@ from arcompile.bench import machine
 from arcompile.bench.machine import PAUSE
 from arcompile.bench.spread import figure, summary
 from arcompile.cache import cache
+from arcompile.cli.options import parse_options
 from arcompile.runtime.engine import Engine
 
 ROWS = Path(__file__).with_name("results") / "judged.jsonl"
@@ -75,8 +76,8 @@ def ready(demo: str, setting: str) -> Engine:
     if setting.startswith("@"):
         demo, setting = setting[1:], ""
     if setting.startswith("--option"):
-        pairs = re.findall(r"--option (\w+)=(\S+)", setting)
-        return arcompile.build(demo, options=dict(pairs), report=False)
+        options = parse_options(re.findall(r"--option (\S+)", setting))
+        return arcompile.build(demo, options=options, report=False)
     return arcompile.build(demo, passes=_filled(demo, setting), report=False)
 
 

@@ -40,7 +40,7 @@ def measure(names: Sequence[str]) -> dict[str, Any]:
         x["less"] = {k: first[k] - x[k] for k in ("carried", "plan", "peak")}
     return {"suite": f"peaks-{names[0]}", "kind": "peaks", "weights": "random",
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-            "sides": found, "machine": machine.facts()}
+            "engines": found, "machine": machine.facts()}
 
 
 if __name__ == "__main__":
@@ -52,6 +52,6 @@ if __name__ == "__main__":
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")
-    for name, x in row["sides"].items():
+    for name, x in row["engines"].items():
         print(f"{name}: carries {x['carried'] / 1e6:.0f} MB, plan {x['plan'] / 1e6:.0f}, peak "
               f"{x['peak'] / 1e6:.0f} ({x['off']:+.1%})")
