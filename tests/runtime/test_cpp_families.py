@@ -27,7 +27,7 @@ DRAFTS = (*(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern
           "scd{window=8,coupling='gumbel'}", "sjd{window=12,guess='above'}",
           "draft{window=4,by='int4'}", "draft{window=3,by='shallow{layers=2}, int8'}",
           "draft{window=4,engine='PLAIN'}")
-RASTER = ("shallow{layers=2}", "guidance{last=32}", "zipar", "auto", "kv-rows{ratio=0.5}",
+RASTER = ("shallow{layers=2}", "guidance{last=32}", "zipar", "auto", "kv-rows{ratio=0.3}",
           "int8, jacobi{window=8}", "int4, scd{window=8}")
 SCALES = ("kv-hack{ratio=0.5}", "kv-scale{ratio=0.5}", "trim{scales=1}", "guidance{first=1,last=4}",
           "code{engine='PLAIN',scales=3}", "int8, kv-hack{ratio=0.5}, kv-int8")
