@@ -178,7 +178,7 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> str:
         name, how = _split(s)
         groups.setdefault((demo, name), []).append((how, x))
     for (demo, name), each in groups.items():
-        how = "" if name == "plain" else ", ".join(f"`{h}`" if h else "as it is" for h, _ in each)
+        how = "" if name.endswith("plain") else ", ".join(f"`{h}`" if h else "as it is" for h, _ in each)
         cells = [", ".join(f(x) for _, x in each) for f in (_forwards, _ms, _share)]
         lines.append(f"| {demo} | {name} | {how} | {' | '.join(cells)} |")
     return "\n".join(lines)
