@@ -178,9 +178,9 @@ def by_method(rows: Sequence[Mapping[str, Any]]) -> str:
         name, how = _split(s)
         groups.setdefault((demo, name), []).append((how, x))
     for (demo, name), each in groups.items():
-        how = "" if name.endswith("plain") else ", ".join(f"`{h}`" if h else "as it is" for h, _ in each)
+        told = ["" if name.endswith("plain") else f"`{h}`" if h else "as it is" for h, _ in each]
         cells = [", ".join(f(x) for _, x in each) for f in (_forwards, _ms, _share)]
-        lines.append(f"| {demo} | {name} | {how} | {' | '.join(cells)} |")
+        lines.append(f"| {demo} | {name} | {', '.join(told)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

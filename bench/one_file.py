@@ -55,7 +55,7 @@ def measure(name: str, times: int, threads: int) -> dict[str, Any]:
         told[t] = {k: v for k, v in side.close().items() if k != "host_us"}
         told[t]["file_mb"] = round(sum(f.stat().st_size for f in folders[t].iterdir()) / 1e6, 1)
     one, usual = (told[t]["image_ms"] for t in TARGETS)
-    return {"suite": name, "kind": "one-file", "pictures": times, "threads": threads,
+    return {"suite": f"one-file-{name}", "kind": "one-file", "pictures": times, "threads": threads,
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "load": machine.load(),
             "cpu": machine.facts()["cpu"], **told, "same_pictures": f"{same} of {times + 1}",
             "file_vs_engine": round(one / usual, 3)}
