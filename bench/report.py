@@ -94,8 +94,8 @@ def _table(lines: Sequence[tuple[str, str]]) -> str:
 
 
 def plots(row: Row) -> list[bytes]:
-    """PNG pictures; none without matplotlib."""
-    if not _drawable():
+    """PNG pictures; none without matplotlib, and none of a second visit, which is a few steps."""
+    if not _drawable() or row.get("kind") == "again":
         return []
     painters = [p for key, p in (("series", _steps), ("sampled", _bars), ("sides", _sides),
                                  ("scenarios", _batches)) if key in row]
