@@ -27,13 +27,15 @@ DRAFTS = (*(f"{p}{{window=8}}" for p in ("jacobi", "sjd", "scd", "gsd", "lantern
           "scd{window=8,coupling='gumbel'}", "sjd{window=12,guess='above'}",
           "draft{window=4,by='int4'}", "draft{window=3,by='shallow{layers=2}, int8'}",
           "draft{window=4,engine='PLAIN'}")
-RASTER = ("shallow{layers=2}", "guidance{last=32}", "zipar", "auto", "kv-rows{ratio=0.3}",
-          "int8, jacobi{window=8}", "int4, scd{window=8}")
+RASTER = ("shallow{layers=2}", "guidance{last=32}", "zipar", "zipar-adaptive{window=4}", "glance",
+          "auto", "kv-rows{ratio=0.3}", "int8, jacobi{window=8}", "int4, scd{window=8}")
 SCALES = ("kv-hack{ratio=0.5}", "kv-scale{ratio=0.5}", "trim{scales=1}", "guidance{first=1,last=4}",
-          "code{engine='PLAIN',scales=3}", "int8, kv-hack{ratio=0.5}, kv-int8")
+          "code{engine='PLAIN',scales=3}", "int8, kv-hack{ratio=0.5}, kv-int8", "glance")
+MASKED = ("int8", "int4", "bf16-conv", "cspd{window=4,by='int8'}", "glance")
 DEMOS = ("demo", *(f"demo+{p}" for p in (*WEIGHTS, *CACHES, *DRAFTS, *RASTER)),
-         "demo-var", *(f"demo-var+{p}" for p in (*WEIGHTS, *CACHES, *SCALES)), "demo-mar",
-         "demo-shuffle", "demo-shuffle+int8, kv-int8")
+         "demo-var", *(f"demo-var+{p}" for p in (*WEIGHTS, *CACHES, *SCALES)),
+         "demo-mar", *(f"demo-mar+{p}" for p in MASKED),
+         "demo-shuffle", *(f"demo-shuffle+{p}" for p in ("int4", "int8, kv-int8", "glance")))
 OPTIONS = {"infinity": {"scales": [[1, 1], [2, 2], [3, 4]]}}  # published schedules are long
 SEEDS = 20
 
