@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from arcompile.bench import judged
+from arcompile.bench import judged, judged_pages
 from arcompile.models.demo import DEMOS
 
 ROOT = Path(__file__).parent.parent
@@ -22,28 +22,28 @@ def rows(kind="decoding", names=("gsd", "gsd{group=4}")):
 
 
 def test_every_setting_is_a_line():
-    lines = judged.markdown(rows(), "decoding").splitlines()
+    lines = judged_pages.markdown(rows(), "decoding").splitlines()
     assert lines[2] == "| demo | plain | 64 | 32.1 | 90.0 | 88.0-92.0 |  | 100 |"
     assert lines[4] == ("| demo | `gsd{group=4}` | 20 |  | 85.0 | 83.0-87.0 | -5.0 (-7.0 to -3.0) "
                         "| 100 |")
 
 
 def test_settings_of_a_method_stand_side_by_side():
-    lines = judged.by_method(rows()).splitlines()
+    lines = judged_pages.by_method(rows()).splitlines()
     assert lines[2] == "| demo | plain |  | 64 | 32.1 | 90.0 |"
     assert lines[3] == "| demo | `gsd` | as it is, `group=4` | 20, 20 | ,  | 85.0, 85.0 |"
 
 
 def test_weights_have_a_column_for_each_pass():
     hack = "kv-hack{ratio=0.5,ranges='@ranges'}"
-    lines = judged.weights(rows("weights", ("int8", hack))).splitlines()
+    lines = judged_pages.weights(rows("weights", ("int8", hack))).splitlines()
     assert lines[0] == "| judged right, % | plain | `int8` | `kv-hack{ratio=0.5}` | pictures |"
     assert lines[2].startswith("| `demo` | 90.0 | 85.0 -5.0 (-7.0 to -3.0) |")
 
 
 def test_newer_rows_replace_older_ones():
     again = {**rows()[0], "settings": {"gsd": {**WORSE, "score": 0.5}}}
-    assert "| 50.0 |" in judged.markdown([*rows(), again], "decoding")
+    assert "| 50.0 |" in judged_pages.markdown([*rows(), again], "decoding")
 
 
 @pytest.mark.parametrize(("setting", "method"), [
@@ -52,7 +52,7 @@ def test_newer_rows_replace_older_ones():
     ("code{engine='@demo-var',scales=3}", ("`code`", "scales=3")),
     ("@demo-var", ("demo-var, plain", ""))])
 def test_a_setting_tells_its_method(setting, method):
-    assert judged._split(setting) == method
+    assert judged_pages._split(setting) == method
 
 
 def test_sets_name_demos():
@@ -70,15 +70,15 @@ def test_a_setting_s_engine_is_what_it_says(tmp_path, monkeypatch):
     assert (Path(folder) / "manifest.json").is_file()
 
 
-@pytest.mark.parametrize("page", judged.PAGES)
+@pytest.mark.parametrize("page", judged_pages.PAGES)
 def test_pages_show_the_committed_rows(page):
     text = (ROOT / page).read_text()
     assert "<!-- judged " in text
-    assert judged.filled(text, judged.kept()) == text
+    assert judged_pages.filled(text, judged_pages.kept()) == text
 
 
 def test_marks_hold_their_tables():
-    made = judged.filled("a\n<!-- judged methods -->\nold\n<!-- /judged -->\nb", rows())
+    made = judged_pages.filled("a\n<!-- judged methods -->\nold\n<!-- /judged -->\nb", rows())
     assert made.startswith("a\n<!-- judged methods -->\n| demo |")
     assert made.endswith("|\n<!-- /judged -->\nb")
     assert "old" not in made
