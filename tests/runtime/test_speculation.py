@@ -14,6 +14,7 @@ from arcompile.passes.jacobi import Jacobi
 from arcompile.passes.scd import SCD
 from arcompile.passes.sjd import SJD
 from arcompile.pipeline import run
+from arcompile.runtime import window
 from arcompile.speculation import Method, ratio, residual, speculate
 
 IMAGES, SURE = 8000, 1e-4  # a true law is refused once in 10,000 times; the seeds are fixed
@@ -156,6 +157,17 @@ def test_a_batch_draws_what_each_image_draws_alone(toy, way):
         one = {k: v[at] if k != "inputs" else {"cond": v["cond"][at]} for k, v in ask.items()}
         part = toy.run(p, replace(toy.request(len(at)), copies=np.zeros(len(at), int), **one))
         assert (part.tokens == whole.tokens[at]).all()
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_noise_drawn_ahead_is_that_of_each_round(toy, way, monkeypatch):
+    """The counts above are of batches too large for it."""
+    program = run(toy.program, [way])
+    ahead = toy.sample(program, 24, guidance=1.5)
+    assert (ahead.rounds > 1).any()  # rounds of other turns than the first
+    monkeypatch.setattr(window, "AHEAD", 0)
+    each = toy.sample(program, 24, guidance=1.5)
+    assert (ahead.tokens == each.tokens).all()
 
 
 @pytest.mark.parametrize("way", [*WAYS, Jacobi(window=3)], ids=str)
