@@ -14,7 +14,6 @@ from arcompile.passes.jacobi import Jacobi
 from arcompile.passes.scd import SCD
 from arcompile.passes.sjd import SJD
 from arcompile.pipeline import run
-from arcompile.runtime import window
 from arcompile.speculation import Method, ratio, residual, speculate
 
 IMAGES, SURE = 8000, 1e-4  # a true law is refused once in 10,000 times; the seeds are fixed
@@ -165,7 +164,7 @@ def test_noise_drawn_ahead_is_that_of_each_round(toy, way, monkeypatch):
     program = run(toy.program, [way])
     ahead = toy.sample(program, 24, guidance=1.5)
     assert (ahead.rounds > 1).any()  # rounds of other turns than the first
-    monkeypatch.setattr(window, "AHEAD", 0)
+    monkeypatch.setattr("arcompile.runtime.window.AHEAD", 0)
     each = toy.sample(program, 24, guidance=1.5)
     assert (ahead.tokens == each.tokens).all()
 
