@@ -6,6 +6,7 @@ neighbours of a head in a byte, the even one low. https://arxiv.org/abs/2311.012
 
 v1  one program a head
 v2  the keys split over programs, and a second launch that joins what they found
+v3  CUDA: 16 bytes a lane and key, two keys on their way, so that few heads keep memory busy
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from arcompile.ir import OPS
 from arcompile.kernel import Case, case, declare, kernel
+from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 LEVELS = {"int8": 127, "int4": 7}
@@ -299,6 +301,30 @@ def v2(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, 
        **more: Any) -> tuple[Any, ...]:
     """the keys split over programs, and a second launch that joins what they found"""
     return _run(splits, q, k, v, kc, vc, past, cos, sin, **more)
+
+
+def _wide(c: Case) -> str:
+    if reason := _fits(c):
+        return reason
+    return "" if c.e % 8 == 0 else f"heads of {c.e}, its lanes hold 8 numbers each"
+
+
+@kernel("flash_decode", needs=("nvcc",), takes=_wide, tune=[{"splits": n} for n in (1, 4, 8, 16)])
+def v3(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, heads: int,
+       kv_heads: int, scale: float, interleaved: bool, kv: str = "", ks: Any = None, vs: Any = None,
+       splits: int = 8, **_: Any) -> tuple[Any, ...]:
+    """CUDA: 16 bytes a lane and key, two keys on their way, so that few heads keep memory busy"""
+    import torch
+
+    r, slots, e = q.shape[0], kc.shape[2], q.shape[2] // heads
+    chunk = cdiv(cdiv(slots, splits), 32) * 32
+    splits = cdiv(slots, chunk)
+    out = empty(*q.shape, like=q)
+    part = empty(r * heads, splits, e + 2, like=q, dtype=torch.float32) if splits > 1 else None
+    cuda.call("flash_decode", ("", "int8", "int4").index(kv), q, k, v, heads * e, kv_heads * e, kc,
+              vc, ks, vs, past, cuda.DTYPES[str(cos.dtype)], cos, sin, len(cos), int(interleaved),
+              out, part, r, heads, kv_heads, e, slots, splits, chunk, float(scale), like=q)
+    return (out, kc, vc, ks, vs) if kv else (out, kc, vc)
 
 
 if __name__ == "__main__":

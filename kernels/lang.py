@@ -64,7 +64,8 @@ def missing() -> str:
 
 
 def device() -> str:
-    return "cpu" if interpreting() else "cuda"
+    """Where kernels run: without Triton, those in CUDA C++ are emulated."""
+    return "cpu" if interpreting() or triton is None else "cuda"
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def emulated() -> Path:
 
 def _nvcc() -> tuple[str, ...]:
     return (cuda.nvcc() or "nvcc", *cuda.NVCC, "-DARC_CUDA", *ARCH, "-shared", "-cudart=static",
-            *map(str, SOURCES))
+            "--threads=0", *map(str, SOURCES))
 
 
 def _built(command: tuple[str, ...]) -> Path:

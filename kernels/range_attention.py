@@ -8,6 +8,7 @@ Softmax by blocks as in https://arxiv.org/abs/2205.14135.
 
 v1  one program a block of queries and a head, over the keys between its first start and last end
 v2  blocks that every row sees whole are not masked
+v3  CUDA: tiles copied while others are multiplied; warps leave out what none of their rows sees
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 
 from arcompile.ir import OPS
 from arcompile.kernel import Case, case, declare, kernel
+from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 MASKS = ("causal", "full", "scales", "blocks", "window", "random")
@@ -255,6 +257,25 @@ TUNE = ({}, {"blocks": (64, 32)}, {"blocks": (128, 64), "warps": 8}, {"stages": 
 def v2(q: Any, k: Any, v: Any, start: Any, end: Any, **more: Any) -> Any:
     """blocks that every row sees whole are not masked"""
     return _run(True, q, k, v, start, end, **more)
+
+
+def _wide(c: Case) -> str:
+    most = 256 if c.dtype == "f32" else 128
+    if c.e > most or c.e % 8:
+        return f"heads of {c.e}, it takes multiples of 8 up to {most} in {c.dtype}"
+    return ""
+
+
+@kernel("range_attention", needs=("nvcc",), takes=_wide)
+def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
+       pages: Any = None, lengths: Any = None) -> Any:
+    """CUDA: tiles copied while others are multiplied; warps leave out what their rows do not see"""
+    r, s, wide = q.shape
+    out = empty(r, s, wide, like=q)
+    count = 0 if pages is None else pages.shape[1]
+    cuda.call("range_attention", q, k, v, start, end, None, 0, lengths, pages, count, out, r, s,
+              heads, kv_heads, wide // heads, k.shape[2], float(scale), like=q)
+    return out
 
 
 if __name__ == "__main__":

@@ -120,17 +120,16 @@ def kept() -> Path:
 
 def main(argv: Sequence[str] | None = None) -> int:
     import arcompile
-    from arcompile.kernels.timing import facts, measure
+    from arcompile.kernels import lang
+    from arcompile.kernels.timing import measure
     from arcompile.runtime import bundle
     from arcompile.targets import torch_kernels
 
     folder = Path((argv or sys.argv[1:])[0])
-    engine = arcompile.load(folder)
-    told = facts()
-    choices = torch_kernels.CHOICES = Choices(told["device"])
-    choices.read(kept())
-    engine.generate([0], seed=0)
-    choices.search(measure, say=print)
+    arcompile.load(folder).generate([0], seed=0)
+    if (choices := torch_kernels.CHOICES.get("now")) is None or not choices.asked:
+        raise ArcError(f"{folder} met no kernel", hint="build it with --target torch-cuda")
+    choices.search(measure, lang.device(), print)
     choices.write(kept())
     choices.write(folder / FILE)
     manifest = json.loads((folder / bundle.MANIFEST).read_text())

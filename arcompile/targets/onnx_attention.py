@@ -135,7 +135,7 @@ def _told(n: Node) -> dict[str, Any]:
 
 def _apart(e: Nodes, packed: str, kc: str, vc: str, last: str, most: str, cos: str, sin: str,
            how: str, factor: str, *, widths: list[int], heads: int, kv_heads: int,
-           interleaved: bool, scale: float) -> list[str]:
+           interleaved: bool, scale: float, mask: str = "causal") -> list[str]:
     """The same in ops that take several queries over a past."""
     q, k, v = e.op("Split", packed, e.const(widths), axis=-1, outs=3)
     s = e.op("Shape", packed, start=1, end=2)
@@ -146,8 +146,7 @@ def _apart(e: Nodes, packed: str, kc: str, vc: str, last: str, most: str, cos: s
                    interleaved=int(interleaved)) for y, count in ((q, heads), (k, kv_heads))]
     caches = [e.op("TensorScatter", cache, _split(e, new, kv_heads), past, axis=2)
               for cache, new in ((kc, turned[1]), (vc, v))]
-    return [_attend(e, turned[0], *caches, filled, heads=heads, scale=scale, mask="causal"),
-            *caches]
+    return [_attend(e, turned[0], *caches, filled, heads=heads, scale=scale, mask=mask), *caches]
 
 
 def _group_query(e: Nodes, *x: str, **attrs: Any) -> list[str]:

@@ -6,10 +6,11 @@ Each op is a function of the model too, which says the same in standard ops.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from arcompile.ir import Node
-from arcompile.targets import patterns
-from arcompile.targets.onnx_emit import LOWER, Emitter, Lower, Nodes, fill, overlay
+from arcompile.targets import onnx_attention, patterns
+from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, Nodes, fill, overlay
 from arcompile.targets.onnx_ops import ones
 from arcompile.targets.onnx_sampling import _draw, _filter, column
 
@@ -17,6 +18,7 @@ CUDA: dict[str, Lower] = {}
 cuda = overlay(CUDA)
 SUFFIX = {"f32": "", "f16": "F16", "bf16": "BF16"}
 MOST = 50_000  # numbers that the shared memory of a block holds
+HEADS = {"f32": 256, "f16": 128, "bf16": 128}  # the largest that attention takes; multiples of 8
 
 
 def table() -> dict[str, Lower]:
@@ -60,3 +62,69 @@ def add(e: Emitter, n: Node, x: list[str]) -> str | list[str]:
 def _ada(e: Nodes, x: str, one: str, scale: str, shift: str, eps: str, *, epsilon: float) -> str:
     norm = e.op("LayerNormalization", x, one, axis=-1, epsilon=epsilon)
     return str(e.op("Add", e.op("Mul", norm, scale), shift))
+
+
+# --- attention over caches -----------------------------------------------------------------------
+
+
+@cuda("decode_attention")
+def decode_attention(e: Emitter, n: Node, x: list[str]) -> list[str]:
+    """ONNX Runtime's own GroupQueryAttention has no f32 and no bias on a GPU."""
+    t, a, cache = n.args[0].type, n.attrs, n.args[3].type
+    grouped = t.dtype != "f32" and len(x) == 8
+    if len(x) > 8 or not _takes(t.dtype, cache.shape[3]) or (
+            {v.type.dtype for v in (*n.args[3:5], *n.args[6:8])} != {t.dtype}):
+        made = LOWER["decode_attention"](e, n, x) if grouped else onnx_attention.scatter(e, n, x)
+        return list(made)
+    packed = onnx_attention._packed(e, n) or e.op("Concat", *x[:3], axis=-1)
+    grouped = grouped and a["mask"] == "causal" and cache.shape[3] % 16 == 0 and not e.wide
+    how = e.const([a["heads"], a["kv_heads"], int(a["interleaved"]),
+                   onnx_attention.MASKS.index(a["mask"])])
+    body = partial(_decoded, grouped=grouped, mask=a["mask"], **onnx_attention._told(n))
+    made = e.own(f"FlashDecode{SUFFIX[t.dtype]}", body, packed, *x[3:8], how, e.float([a["scale"]]))
+    return list(made)[:3]  # the fourth is what the kernel works in
+
+
+def _takes(dtype: str, size: Any) -> bool:
+    return isinstance(size, int) and size % 8 == 0 and size <= HEADS.get(dtype, 0)
+
+
+def _filled(e: Nodes, past: str, query: str) -> str:
+    """i64[r]: the slots that are filled after this call."""
+    s = e.op("Shape", query, start=1, end=2)
+    return str(e.op("Add", e.op("Cast", past, to=DTYPES["i64"]), s))
+
+
+def _decoded(e: Nodes, packed: str, kc: str, vc: str, past: str, cos: str, sin: str, how: str,
+             factor: str, *, grouped: bool, mask: str, **told: Any) -> list[str]:
+    filled = _filled(e, past, packed)
+    last = e.op("Cast", e.op("Sub", filled, e.const([1])), to=DTYPES["i32"])
+    if not grouped:
+        made = onnx_attention._apart(e, packed, kc, vc, last, "", cos, sin, how, factor, mask=mask,
+                                     **told)
+        return [*made, e.float([0])]
+    most = e.op("Cast", e.op("ReduceMax", filled, e.const([0]), keepdims=0), to=DTYPES["i32"])
+    made = onnx_attention._group_query(
+        e, packed, "", "", kc, vc, last, most, cos, sin, num_heads=told["heads"],
+        kv_num_heads=told["kv_heads"], do_rotary=1, rotary_interleaved=int(told["interleaved"]),
+        scale=told["scale"])
+    return [*made, e.float([0])]
+
+
+@cuda("attention")
+def attention(e: Emitter, n: Node, x: list[str]) -> str | list[str]:
+    """Over a cache, by what is filled; a bias, kept slots, or no cache: ONNX Runtime's own."""
+    t, a, k = n.args[0].type, n.attrs, n.args[1].type
+    cached = tuple(a.get("extra", ())) == ("past",) and k.rank == 4 and n.args[2].type == k
+    if not cached or k.dtype != t.dtype or not _takes(t.dtype, k.shape[3]):
+        return LOWER["attention"](e, n, x)
+    mask = a.get("mask", "full")
+    how = e.const([a["heads"], onnx_attention.MASKS.index(mask)])
+    body = partial(_ranged, heads=a["heads"], scale=a["scale"], mask=mask)
+    return str(e.own(f"RangeAttention{SUFFIX[t.dtype]}", body, *x, how, e.float([a["scale"]])))
+
+
+def _ranged(e: Nodes, q: str, k: str, v: str, past: str, how: str, factor: str, *, heads: int,
+            scale: float, mask: str) -> str:
+    return onnx_attention._attend(e, q, k, v, _filled(e, past, q), how, heads=heads, scale=scale,
+                                  mask=mask)

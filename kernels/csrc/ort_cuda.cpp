@@ -5,8 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cstring>
 
 #include "cpu/op.h"
+
+#ifdef ARC_CUDA
+#include <cuda_runtime.h>
+#endif
 
 #define ARC_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -18,6 +23,18 @@ int arc_logits_chain(int dtype, const void* logits, const void* row, const void*
                      const void* scale, const void* temperature, const void* top_k, const void* top_p,
                      const void* most, const void* noise, void* token, int cells, int c, int v,
                      int threads, void* stream);
+int arc_flash_decode(int dtype, int kv, const void* q, const void* k, const void* v, int q_row, int kv_row,
+                     void* kc, void* vc, void* ks, void* vs, const void* past, int table, const void* cos,
+                     const void* sin, int positions, int pairs, void* out, void* part, int r, int heads,
+                     int kv_heads, int e, int slots, int splits, int chunk, float scale, void* stream);
+int arc_append(int dtype, const void* q, const void* k, const void* v, int q_row, int kv_row, void* kc,
+               void* vc, const void* past, int table, const void* cos, const void* sin, int positions,
+               int pairs, void* turned, int r, int s, int heads, int kv_heads, int e, int slots,
+               void* stream);
+int arc_range_attention(int dtype, const void* q, const void* k, const void* v, const void* start,
+                        const void* end, const void* past, int mask, const void* lengths,
+                        const void* pages, int count, void* out, int r, int s, int heads, int kv_heads,
+                        int e, int slots, float scale, void* stream);
 }
 
 namespace arc {
@@ -42,6 +59,20 @@ ort::Status* done(int code) {
   ++launches;
   if (!code) return nullptr;
   return api.at<ort::Status*(int, const char*)>(0)(FAIL, "a CUDA kernel of arcompile did not start");
+}
+
+// A tensor's bytes to another place, where they are not there already.
+int copied(const Tensor& from, const Tensor& to, int64_t width, void* stream) {
+  if (from.data == to.data) return 0;
+  const auto bytes = static_cast<size_t>(from.count() * width);
+#ifdef ARC_CUDA
+  return cudaMemcpyAsync(to.data, from.data, bytes, cudaMemcpyDeviceToDevice,
+                         static_cast<cudaStream_t>(stream));
+#else
+  (void)stream;
+  std::memcpy(to.data, from.data, bytes);
+  return 0;
+#endif
 }
 
 // A block for `work` items: a power of two of whole warps.
@@ -77,13 +108,71 @@ ort::Status* logits_chain(void*, ort::Context* c) {
                                static_cast<int>(v), threads(v / 8), stream(c)));
 }
 
+constexpr int64_t BLOCKS = 512;  // about four for each processor of an H100
+constexpr int64_t PART = 64;    // keys that are worth a block
+
+// qkv [r,s,(h+2g)*e], caches k and v [r,g,slots,e], past i32[r], cos and sin [positions,e/2], how i64[4]
+// (h, g, pairs, mask) and scale [1] on the host -> out [r,s,h*e], the caches, and room to work in. One
+// new token a row is flash_decode's; several are appended and then range_attention's.
+template <int DTYPE>
+ort::Status* flash_decode(void*, ort::Context* c) {
+  const Tensor qkv = input(c, 0), k = input(c, 1), v = input(c, 2), past = input(c, 3),
+               cos = input(c, 4), sin = input(c, 5), how = input(c, 6), scale = input(c, 7);
+  constexpr int64_t WIDTH = DTYPE ? 2 : 4;
+  const int64_t r = qkv.dims[0], s = qkv.dims[1], heads = how.i64()[0], groups = how.i64()[1];
+  const int64_t slots = k.dims[2], e = k.dims[3], stride = qkv.dims[2], each = heads * r;
+  int64_t splits = std::clamp<int64_t>(BLOCKS / std::max<int64_t>(each, 1), 1,
+                                       std::max<int64_t>(slots / PART, 1));
+  const int64_t chunk = ((slots + splits - 1) / splits + 31) / 32 * 32;
+  splits = std::max<int64_t>((slots + chunk - 1) / chunk, 1);
+  const int64_t work = s == 1 ? each * splits * (e + 2) : (each * s * e * WIDTH + 3) / 4;
+  const Tensor out = output(c, {r, s, heads * e}), keys = output(c, k.dims, 1),
+               values = output(c, v.dims, 2), room = output(c, {work}, 3);
+  if (!r || !s) return nullptr;
+  void* const on = stream(c);
+  int code = copied(k, keys, WIDTH, on);
+  if (!code) code = copied(v, values, WIDTH, on);
+  const auto at = [&](int64_t numbers) { return static_cast<char*>(qkv.data) + numbers * WIDTH; };
+  const void *const key = at(heads * e), *const value = at((heads + groups) * e);
+  const auto n = [](int64_t x) { return static_cast<int>(x); };
+  const int pairs = n(how.i64()[2]), mask = n(how.i64()[3]), row = n(stride);
+  if (!code && s == 1)
+    code = arc_flash_decode(DTYPE, 0, qkv.data, key, value, row, row, keys.data, values.data, nullptr,
+                            nullptr, past.data, DTYPE, cos.data, sin.data, n(cos.dims[0]), pairs, out.data,
+                            room.data, n(r), n(heads), n(groups), n(e), n(slots), n(splits), n(chunk),
+                            scale.f32()[0], on);
+  if (code || s == 1) return done(code);
+  code = arc_append(DTYPE, qkv.data, key, value, row, row, keys.data, values.data, past.data, DTYPE,
+                    cos.data, sin.data, n(cos.dims[0]), pairs, room.data, n(r), n(s), n(heads), n(groups),
+                    n(e), n(slots), on);
+  if (!code)
+    code = arc_range_attention(DTYPE, room.data, keys.data, values.data, nullptr, nullptr, past.data, mask,
+                               nullptr, nullptr, 0, out.data, n(r), n(s), n(heads), n(groups), n(e),
+                               n(slots), scale.f32()[0], on);
+  return done(code);
+}
+
+// q [r,s,h*e], caches k and v [r,g,slots,e] that hold the queries' own slots, past i32[r], how i64[2] (h,
+// mask) and scale [1] on the host -> like q
+template <int DTYPE>
+ort::Status* range_attention(void*, ort::Context* c) {
+  const Tensor q = input(c, 0), k = input(c, 1), v = input(c, 2), past = input(c, 3), how = input(c, 4),
+               scale = input(c, 5), out = output(c, q.dims);
+  if (!q.count()) return nullptr;
+  const auto n = [](int64_t x) { return static_cast<int>(x); };
+  return done(arc_range_attention(DTYPE, q.data, k.data, v.data, nullptr, nullptr, past.data,
+                                  n(how.i64()[1]), nullptr, nullptr, 0, out.data, n(q.dims[0]),
+                                  n(q.dims[1]), n(how.i64()[0]), n(k.dims[1]), n(k.dims[3]), n(k.dims[2]),
+                                  scale.f32()[0], stream(c)));
+}
+
 struct OnDevice : Declared {
-  size_t host;  // the input that stays on the host, if there is one
+  size_t host;  // inputs from this one on stay on the host
 };
 
-OnDevice on_device(const char* title, std::vector<int> in, int out,
+OnDevice on_device(const char* title, std::vector<int> in, std::vector<int> out,
                    ort::Status* (*compute)(void*, ort::Context*), size_t host = SIZE_MAX) {
-  OnDevice op{declare(title, std::move(in), {out}, nullptr), host};
+  OnDevice op{declare(title, std::move(in), std::move(out), nullptr), host};
   op.provider = [](const ort::Op*) { return PROVIDER; };
   op.compute_v2 = compute;
   op.create_v2 = [](const ort::Op* o, const void*, const ort::Info*, void** kernel) -> ort::Status* {
@@ -91,17 +180,34 @@ OnDevice on_device(const char* title, std::vector<int> in, int out,
     return nullptr;
   };
   op.input_memory = [](const ort::Op* o, size_t i) {
-    return PROVIDER && static_cast<const OnDevice*>(o)->host == i ? HOST : 0;
+    return PROVIDER && i >= static_cast<const OnDevice*>(o)->host ? HOST : 0;
   };
   return op;
 }
 
-constexpr int F = ort::FLOAT, H = FLOAT16, B = ort::BFLOAT16, I = ort::INT64;
+constexpr int F = ort::FLOAT, H = FLOAT16, B = ort::BFLOAT16, I = ort::INT64, S = ort::INT32;
+
+template <int DTYPE>
+OnDevice norm(const char* title, int t) {
+  return on_device(title, {t, t, t, t, F}, {t}, ada_norm<DTYPE>, 4);
+}
+
+template <int DTYPE>
+OnDevice decode(const char* title, int t) {
+  return on_device(title, {t, t, t, S, t, t, I, F}, {t, t, t, F}, flash_decode<DTYPE>, 6);
+}
+
+template <int DTYPE>
+OnDevice attention(const char* title, int t) {
+  return on_device(title, {t, t, t, S, I, F}, {t}, range_attention<DTYPE>, 4);
+}
+
 const std::array OPS = {
-    on_device("AdaNorm", {F, F, F, F, F}, F, ada_norm<0>, 4),
-    on_device("AdaNormF16", {H, H, H, H, F}, H, ada_norm<1>, 4),
-    on_device("AdaNormBF16", {B, B, B, B, F}, B, ada_norm<2>, 4),
-    on_device("LogitsChain", {F, I, I, F, F, I, F, I, F}, I, logits_chain),
+    norm<0>("AdaNorm", F), norm<1>("AdaNormF16", H), norm<2>("AdaNormBF16", B),
+    decode<0>("FlashDecode", F), decode<1>("FlashDecodeF16", H), decode<2>("FlashDecodeBF16", B),
+    attention<0>("RangeAttention", F), attention<1>("RangeAttentionF16", H),
+    attention<2>("RangeAttentionBF16", B),
+    on_device("LogitsChain", {F, I, I, F, F, I, F, I, F}, {I}, logits_chain),
 };
 
 }  // namespace

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+import arcompile
 from arcompile.errors import ArcError
 from arcompile.kernel import KERNELS, case
 from arcompile.kernels import lang, tune
@@ -33,7 +35,7 @@ def timer(times):
 def likes_16(name, options):
     if name == "v1":
         raise ArcError("too much shared memory")
-    return 1.0 if options.get("splits") == 16 and options["block"] == 32 else 2.0
+    return 1.0 if options.get("splits") == 16 and options.get("block") == 32 else 2.0
 
 
 def test_the_fastest_is_found():
@@ -78,7 +80,7 @@ def test_a_broken_file_is_told_and_ignored(tmp_path, text):
     path.write_text(text)
     choices = tune.Choices("x")
     assert "not a file of choices" in choices.read(path)
-    assert choices.pick(FLASH, CASE) is FLASH.versions["v2"].run
+    assert choices.pick(FLASH, CASE) is FLASH.best(CASE, tune.absent).run
     assert choices.read(tmp_path / "none.json") == ""
 
 
@@ -91,3 +93,35 @@ def test_choices_that_no_longer_hold_are_left():
             KERNELS["add_norm"].versions[v].run for v in ("v1", "v3")}
     with pytest.raises(ArcError, match="takes no"):
         choices.pick(FLASH, case("f64", r=1, h=1, e=16, slots=7))
+
+
+def test_an_engine_is_searched_and_keeps_what_was_found(tmp_path, monkeypatch):
+    """The command: one picture, every case it met, and the choices in the engine's manifest."""
+    import engines
+    import tiny
+
+    from arcompile.kernels import timing
+    from arcompile.runtime import bundle
+    from arcompile.target import TARGETS
+    from arcompile.targets import torch_cuda, torch_kernels
+
+    def opened(self, program, folder, threads):
+        torch_kernels.choose("GPU A", tune.kept(), folder / tune.FILE)
+        return torch_cuda.Models(folder, program, "cpu", kernels=True, capture=False)
+
+    monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(torch_cuda.TorchCuda, "open", opened)
+    monkeypatch.setattr(timing, "measure", lambda run: 1.0)
+    monkeypatch.setattr(torch_kernels, "CHOICES", {})
+    p = replace(tiny.llama(), finish=())
+    folder = engines.write(tmp_path / "e", p, tiny.weights(p), 16, "torch-cuda",
+                           TARGETS["torch-cuda"].passes, info={"classes": 3})
+    assert tune.main([str(folder)]) == 0
+    held = json.loads((folder / tune.FILE).read_text())["GPU A"]
+    assert {k.split()[0] for k in held} >= {"flash_decode", "logits_chain"}
+    manifest = json.loads((folder / bundle.MANIFEST).read_text())
+    assert manifest["files"][tune.FILE] == bundle.entry(folder / tune.FILE)
+    arcompile.load(folder)  # what it holds is listed, and as listed
+    again = tune.Choices("GPU A")
+    assert again.read(folder / tune.FILE) == ""
+    assert again.known.keys() == held.keys()

@@ -29,6 +29,7 @@ using u64 = unsigned long long;  // what atomicAdd takes
 __device__ inline float arc_float(float x) { return x; }
 __device__ inline float arc_float(__half x) { return __half2float(x); }
 __device__ inline float arc_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float arc_float(int8_t x) { return x; }
 __device__ inline void arc_store(float* p, float x) { *p = x; }
 __device__ inline void arc_store(__half* p, float x) { *p = __float2half(x); }
 __device__ inline void arc_store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
