@@ -1,8 +1,8 @@
 """Do two runs say the same? `python -m arcompile.bench.agree demo`, or `--runs [FILE]` for the two
 newest whole runs of `arcompile bench all` in a file of results; a row in results/agree.jsonl.
 
-Two figures agree where the spreads that they print overlap. Of whole runs each figure also says the
-stricter thing: whether each median lies within the spread that the other run prints.
+Whole runs agree where 9 in 10 of their figures lie in the span that the other run prints, which is
+what the span says of them. Two runs of one suite have p10 to p90 only, which have to overlap.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from arcompile.bench import history, machine, runner, runs, suites
+from arcompile.bench import history, machine, readme, runner, runs, suites
 from arcompile.bench.spread import SAME
 from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
@@ -79,6 +79,7 @@ def main() -> None:
     keep(row, told.dry)
     print(table)
     print(json.dumps(row["counts"], indent=1))
+    print(readme.agreed(row["counts"]))
 
 
 if __name__ == "__main__":

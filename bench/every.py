@@ -1,38 +1,45 @@
 """All that README's figures are of, as one run: `arcompile bench all`.
 
 Each part is a process of its own: one that fails or hangs ends no other, and none inherits what
-another left in memory. Suites and races are visited twice, the second time for a few steps at the
-end, so that the spread which a run prints holds what minutes change on the machine. All rows carry
-the run's name; the last, of kind "all", says what ran, how long, and what lay in the cache before.
+another left in memory. Everything is visited several times, minutes apart, so that the span which
+a run prints holds what minutes change on the machine. All rows carry the run's name; the last, of
+kind "all", says what ran, how long, and what lay in the cache before.
+
+`python -m arcompile.bench.every WHAT` is one part.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import arcompile
-from arcompile.bench import built, machine, race, suites
+from arcompile.bench import built, machine, race, suites, sweeps, visits
+from arcompile.errors import ArcError
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
 LONGEST = 900.0  # seconds of a part
-KEPT = ("greedy", "sampled", "tokens", "sides", "missing", "quick", "time", "host")  # of a visit
+KEPT = ("sides", "missing", "points", "axis", "quick", "time", "host")  # of a visit
+TURNS = 3  # rounds of a race, each visit
 
 
 @dataclass(frozen=True)
 class Part:
-    """what: as `arcompile bench` has it. again: the second visit, a few steps."""
+    """what: as `arcompile bench` has it, or visits.models(). again: a later visit."""
 
     what: str
     again: bool = False
@@ -42,8 +49,13 @@ class Part:
 
 
 def parts() -> list[Part]:
-    visited = [*suites.ALL, *(f"peers-{name}" for name in race.SUITES)]
-    return [*(Part(x) for x in (*visited, *suites.ALL_SWEEPS)), *(Part(x, True) for x in visited)]
+    """Four visits to each suite, three to each race, two to each sweep, spread over the run."""
+    races, swept = [f"peers-{name}" for name in race.SUITES], suites.ALL_SWEEPS
+    half = -(-len(suites.ALL) // 2)
+    again = [Part(x, True) for x in visits.models()]
+    return [*map(Part, (*suites.ALL[:half], *races)), *again,
+            *map(Part, (*suites.ALL[half:], *swept)), *(Part(x, True) for x in races), *again,
+            *(Part(x, True) for x in (*swept, *races)), *again]
 
 
 @dataclass(frozen=True)
@@ -57,11 +69,9 @@ class Told:
 
 def ask(part: Part, quick: bool, peers: str, longest: float = LONGEST) -> Told:
     """Run one part in a new process."""
-    args = [sys.executable, "-W", "ignore", "-m", "arcompile", "bench", part.what, "--json",
-            *(["--quick"] if quick or part.again else []), "--peers", peers]
     with tempfile.TemporaryFile("w+") as said:
-        child = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=said, text=True,
-                                 start_new_session=True)
+        child = subprocess.Popen(command(part, quick, peers), stdout=subprocess.PIPE,
+                                 stderr=said, text=True, start_new_session=True)
         try:
             text, _ = child.communicate(timeout=longest)
         except subprocess.TimeoutExpired:
@@ -71,6 +81,56 @@ def ask(part: Part, quick: bool, peers: str, longest: float = LONGEST) -> Told:
                 os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
         return read(text, child.returncode, _tail(said))
+
+
+def command(part: Part, quick: bool, peers: str) -> list[str]:
+    return [sys.executable, "-W", "ignore", "-m", "arcompile.bench.every", part.what, "--peers",
+            peers, *(["--again"] if part.again else []), *(["--quick"] if quick else [])]
+
+
+def rows(part: Part, quick: bool, peers: str) -> list[Row]:
+    """What a part's process measures. Raises ArcError."""
+    from arcompile.bench import peers as known
+    from arcompile.bench import runner
+    from arcompile.cache import cache
+
+    def say(text: str) -> None:
+        print(f"{time.perf_counter():.1f} {text}", file=sys.stderr, flush=True)
+
+    if part.what.startswith("peers-"):
+        name = part.what.removeprefix("peers-")
+        home = cache() / "bench" / "peers" / name
+        row = race.race(suites.find(name), known.find(peers), home, say, TURNS)
+        return [{**row, "quick": quick}]
+    if part.what in sweeps.SWEEPS:
+        sweep = sweeps.SWEEPS[part.what]
+        fewer = replace(sweep, visits=max(1, sweep.visits // 2))
+        return [{**sweeps.measure(fewer, say, quick), "quick": quick}]
+    if part.again:
+        return visits.visit(part.what, say)
+    return [runner.measure(suites.find(part.what), quick=quick, say=say, images=1)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peers", default="all")
+    told = parser.parse_args()
+    try:
+        found = rows(Part(told.what, told.again), told.quick, told.peers)
+    except ArcError as e:
+        print(json.dumps({"error": e.what}))
+        return 2
+    for row in found:
+        print(json.dumps(row))
+    return max(int(_unequal(r)) for r in found)
+
+
+def _unequal(row: Row) -> bool:
+    tokens = row.get("tokens", {})
+    return tokens.get("equal") is False and bool(tokens.get("promised", True))
 
 
 def read(text: str, code: int, said: str = "") -> Told:
@@ -100,6 +160,29 @@ def _tail(said: IO[str]) -> str:
 def measure(keep: Callable[[Row], None], quick: bool = False, peers: str = "all",
             say: Say = lambda text: None, ask: Callable[..., Told] = ask) -> int:
     """Every part, whatever becomes of the others; the worst exit code."""
+    with _stoppable():
+        return _measure(keep, quick, peers, say, ask)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does, so that the part's process ends with this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*x: Any) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    was = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, was)
+
+
+def _measure(keep: Callable[[Row], None], quick: bool, peers: str, say: Say,
+             ask: Callable[..., Told]) -> int:
     began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     was, cached, todo, done = machine.facts(), _cached(), parts(), list[Row]()
     for i, part in enumerate(todo, 1):
@@ -107,7 +190,7 @@ def measure(keep: Callable[[Row], None], quick: bool = False, peers: str = "all"
         at = time.perf_counter()
         told = ask(part, quick, peers)
         for row in told.rows:
-            keep({**(_visit(row, part) if part.again else row), "run": began})
+            keep({**(_visit(row) if part.again else row), "run": began})
         done.append({"what": part.what, "again": part.again, "code": told.code,
                      "s": round(time.perf_counter() - at, 1), "rows": len(told.rows),
                      **({"why": told.why} if told.why else {})})
@@ -123,7 +206,10 @@ def measure(keep: Callable[[Row], None], quick: bool = False, peers: str = "all"
     return max(int(x["code"]) for x in done)
 
 
-def _visit(row: Mapping[str, Any], part: Part) -> Row:
+def _visit(row: Mapping[str, Any]) -> Row:
+    """A later visit's row; those of visits.visit are so already."""
+    if row.get("kind") == "again":
+        return dict(row)
     return {"suite": f"again-{row['suite']}", "kind": "again", "of": row["suite"],
             **{k: row[k] for k in KEPT if k in row},
             "machine": {k: row["machine"].get(k) for k in ("read_gbps", "gemm_gflops",
@@ -132,7 +218,6 @@ def _visit(row: Mapping[str, Any], part: Part) -> Row:
 
 def _cached() -> dict[str, list[str]]:
     """What was not made in the run: engines, and what the peers keep."""
-    from arcompile.bench import sweeps
     from arcompile.cache import cache
 
     names = dict.fromkeys((*suites.ALL, *(f"{s}{p and '-' + p}" for s in race.SUITES
@@ -152,3 +237,7 @@ def _clock(start: float) -> str:
 def default_out() -> Path:
     """Where the rows of half an hour go when nobody says."""
     return Path(f"bench-{machine.host()}.jsonl")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

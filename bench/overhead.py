@@ -80,7 +80,7 @@ class Watched:
 
     def __init__(self, suite: Suite):
         self.suite, self.engine = suite, load(built.ready(suite, print)[0])
-        self.bench = runner._Bench(replace(suite, alone=True), self.engine, True,
+        self.bench = runner.Bench(replace(suite, alone=True), self.engine, True,
                                    lambda text: None)
 
     def loop(self, steps: int, on_step: OnStep | None) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 
 from arcompile.bench import race, runs
 from arcompile.bench.history import newest
+from arcompile.bench.spread import SAME, figure
 
 Row = Mapping[str, Any]
 Figures = Mapping[tuple[str, str], runs.Figure]
@@ -22,7 +23,7 @@ def block(rows: Sequence[Row]) -> str:
     if not whole:
         return "\n\n".join((BEGIN, *_tables(last.values(), {}), *_apart(last.values()), END))
     run = whole[-1]
-    own = [r for r in run.rows.values() if r.get("kind") != "again"]
+    own = [*run.rows.values()]
     rest = [r for r in last.values() if r.get("run") != run.name and r["suite"] not in run.rows]
     return "\n\n".join((BEGIN, _run(run, rows), *_tables(own, runs.figures(run)), *_apart(rest),
                         END))
@@ -37,7 +38,9 @@ def _tables(rows: Iterable[Row], figures: Figures) -> Iterator[str]:
         yield _sweeps(lines)
     for r in rows:
         if r.get("kind") == "peers":
-            yield f"{_said(r)}\n\n{race.markdown(r)}"
+            seen = bool(figures) and (r["suite"], "arcompile-f32, ms") in figures
+            yield f"{_said(r)}\n\n" + (race.markdown(_over(r, figures), "mean (span)") if seen
+                                       else race.markdown(r))
 
 
 def _apart(rows: Iterable[Row]) -> Iterator[str]:
@@ -52,17 +55,47 @@ def _run(run: runs.Run, rows: Sequence[Row]) -> str:
     said = (f"Run {run.name} of `arcompile bench all`: {len(told['parts'])} parts in "
             f"{told['s'] / 60:.1f} minutes on {m['cpu']}, {m['threads']} threads; its rows carry "
             f"this name as `run`. {len(told['cached']['engines'])} engines were built before, and "
-            "`build` of their rows says how long that took. Spans of steps are p10 to p90 over two "
-            "visits, many minutes apart.")
+            "`build` of their rows says how long that took. A figure is the geometric mean over "
+            "visits in processes of their own, minutes apart; the span beside it is where another "
+            "run says it is, 9 times of 10 (docs/reliability.md).")
     checked = [r for r in newest(rows).values() if r.get("kind") == "agree-runs"
                and run.name in (r["one"], r["two"]) and not r["quick"]]
     for r in checked:
         other = r["one"] if r["two"] == run.name else r["two"]
         c = r["counts"]
-        said += (f" Against run {other}, figure by figure: spreads overlap for "
-                 f"{c['ratios']['agree']} of {c['ratios']['of']} ratios and {c['times']['agree']} "
-                 f"of {c['times']['of']} times (`agree.jsonl`, row of {r['time']}).")
+        said += f" Against run {other}: {agreed(c)} (`agree.jsonl`, row of {r['time']})."
     return said
+
+
+def agreed(c: Row) -> str:
+    """runs.counts() in a sentence."""
+    r, t = c["ratios"], c["times"]
+    if "means" not in r:  # of a row before spans were of the next run
+        return (f"spreads overlap for {r['agree']} of {r['of']} ratios and {t['agree']} of "
+                f"{t['of']} times")
+    return (f"of ratios {r['inside']} of {r['means']} and of times {t['inside']} of {t['means']} "
+            f"means lie in the other run's span, {100 * c['inside']:.3g} % where 90 are promised; "
+            f"spans overlap for {r['agree'] + t['agree']} of {r['of'] + t['of']} figures; half a "
+            f"span is {100 * r['width']:.2g} % of a ratio and {100 * t['width']:.2g} % of a time, "
+            "in the median")
+
+
+def _over(r: Row, figures: Figures) -> Row:
+    """The race with the figures of all its visits."""
+    sides = {}
+    for name, x in r["sides"].items():
+        step = figures[r["suite"], f"{name}, ms"]
+        ratio = figures.get((r["suite"], f"{name} / arcompile-f32"))
+        sides[name] = {**x, "step": _span(step), "vs_arcompile": {
+            **x["vs_arcompile"], **(_span(ratio) if ratio else {})}}
+        if ratio:
+            sides[name]["vs_arcompile"]["verdict"] = (
+                SAME if ratio.low <= 1 <= ratio.high else "slower" if ratio.low > 1 else "faster")
+    return {**r, "sides": sides}
+
+
+def _span(f: runs.Figure) -> dict[str, float]:
+    return {"median": figure(f.mean), "p10": figure(f.low), "p90": figure(f.high)}
 
 
 def _said(r: Row) -> str:
@@ -81,7 +114,8 @@ def _suites(rows: Sequence[Row], figures: Figures) -> str:
         i, mem = r.get("image", {}), r.get("run_memory", {})
         cells = [_step(r, "step, greedy, ms", s, figures),
                  _step(r, "eager step, greedy, ms", e, figures) if e else "",
-                 f"{i['s']['min']:g}" if i else "",
+                 _step(r, "image, s", i["s"], figures) if i else "",
+                 _step(r, "eager image, s", i["eager_s"], figures) if "eager_s" in i else
                  f"{i['eager_steps_s'] + i['eager_decoder_s']:.3g}" if "eager_steps_s" in i else "",
                  f"{mem['peak'] / 1e9:.2f} GB" if mem else "",
                  f"{mem['eager_peak'] / 1e9:.2f} GB" if "eager_peak" in mem else ""]

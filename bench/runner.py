@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import arcompile
-from arcompile.bench import built, fresh, machine, suites
+from arcompile.bench import built, fresh, machine, suites, visits
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
@@ -42,11 +42,12 @@ SETTINGS = {
 
 
 def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None,
-            scenarios: bool = False) -> dict[str, Any]:
-    """Everything about one suite, as one row. Raises ArcError."""
+            scenarios: bool = False, images: int = 2) -> dict[str, Any]:
+    """Everything about one suite, as one row; images: whole ones, at least. Raises ArcError."""
     _needs()
     folder, build = built.ready(suite, say)
-    bench = _Bench(suite, load(folder), quick, say)
+    bench = Bench(suite, load(folder), quick, say)
+    bench.images = images
     row = {**bench.head(), **bench.speed(), "bytes": bench.sizes()}
     if not quick:
         row |= bench.fresh(build)
@@ -93,14 +94,25 @@ class Turns:
         return [float(np.median(side[t])) for t in self.turns]
 
 
-class _Bench:
-    def __init__(self, suite: Suite, engine: Engine, quick: bool, say: Say):
+class Bench:
+    """One engine and its eager loop, ready to be timed by turns. beside: another of the same
+    model in this process, whose eager loop and readings of memory are this one's too."""
+
+    bandwidth: Bandwidth
+    eager: Any
+
+    def __init__(self, suite: Suite, engine: Engine, quick: bool, say: Say,
+                 beside: Bench | None = None):
         self.suite, self.engine, self.quick, self.say = suite, engine, quick, say
+        self.images = 2
         assert engine.models  # opened here, once: shortened copies of the engine share it
         self.cond = suites.condition(engine.manifest["info"], suite.batch)
         twins = 2 if suite.guidance != 1 else 1
         self.reads = built.reads(engine, suite.batch, suite.batch * twins)
         self.machine = machine.facts()
+        if beside is not None:
+            self.bandwidth, self.eager = beside.bandwidth, beside.eager
+            return
         say("reading memory")
         self.bandwidth = Bandwidth()
         self.bandwidth.measure(2)
@@ -132,9 +144,7 @@ class _Bench:
     # --- speed ---
 
     def speed(self) -> dict[str, Any]:
-        self.say("warming up")
-        few = self._short(min(2 * self.suite.block, QUICK), finish=not self.quick)
-        self.interleave(few, 0.0, 0, warm=True)
+        self.warm_up()
         self.say("steps, greedy")
         program = self._short(QUICK) if self.quick else self.engine
         greedy, output = self.interleave(program, 0.0, 0)
@@ -142,20 +152,28 @@ class _Bench:
             "greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
             "prompt_ms": figure(output.timings["prompt"] * 1e3),
         }
-        self.say("steps, sampled")
-        sampled, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
-                                     self.suite.top_k)
-        found["sampled"] = {"top_k": self.suite.top_k, **self._steps(sampled)}
+        found["sampled"] = self.sampled()
         if not self.quick:
-            found["image"] = self._image()
+            found["image"] = visits.images([self], self.images)[self.suite.name]
         self.bandwidth.measure(3)
         found["machine"] = {**self.machine, "read_gbps": self.bandwidth.row(),
                             "gemm_gflops": machine.gemm()}
         for name in ("greedy", "sampled"):  # only now is the best reading known
-            found[name] |= self._floor(found[name]["engine"], found[name].pop("read_pairs"))
+            self.add_floor(found[name])
         found["series"] = {"step": greedy.at, "engine_ms": _ms(greedy.engine),
                            "eager_ms": _ms(greedy.eager)}
         return found
+
+    def warm_up(self) -> None:
+        self.say("warming up")
+        few = self._short(min(2 * self.suite.block, QUICK), finish=not self.quick)
+        self.interleave(few, 0.0, 0, warm=True)
+
+    def sampled(self) -> dict[str, Any]:
+        self.say("steps, sampled")
+        turns, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
+                                   self.suite.top_k)
+        return {"top_k": self.suite.top_k, **self._steps(turns)}
 
     def _short(self, steps: int, finish: bool = False) -> Engine:
         """The engine, stopping after so many steps."""
@@ -217,10 +235,11 @@ class _Bench:
             found["eager_vs_engine"] = compare(t.medians(t.eager), t.medians(t.engine))
         return found
 
-    def _floor(self, engine: Mapping[str, Any], pairs: list[float]) -> dict[str, Any]:
-        """Against the time it takes to read a step's weights once."""
+    def add_floor(self, steps: dict[str, Any]) -> None:
+        """Against the time it takes to read a step's weights once, by the best reading so far."""
+        engine, pairs = steps["engine"], steps.pop("read_pairs")
         floor = self.reads.step / self.bandwidth.best / 1e6  # ms
-        return {
+        steps |= {
             "gbps": figure(self.reads.step / engine["median"] / 1e6),
             "percent_of_read": figure(100 * floor / engine["median"], 3),
             "floor": {"ms": figure(floor), "median_vs_floor": figure(engine["median"] / floor),
@@ -242,53 +261,6 @@ class _Bench:
         first = int(np.argmax(differ)) if differ.any() else None
         return {"equal": first is None, "compared": theirs.size, "first_difference": first,
                 "promised": promised}
-
-    # --- a whole image ---
-
-    def _image(self) -> dict[str, Any]:
-        """Whole images, the engine's and the eager loop's by turns: from the call to the picture,
-        and against the parts of the same run."""
-        runs, parts, eager = [], [], []
-        for i in range(2):
-            self.say(f"whole image {i + 1} of 2")
-            self.bandwidth.measure()
-            start = time.perf_counter()
-            out = self.engine.generate(self.cond, guidance=self.suite.guidance, temperature=0)
-            runs.append(time.perf_counter() - start)
-            parts.append((self._whole(out.timings["steps"]), out.timings["finish"]))
-            if self.eager is not None:
-                eager.append(self._eager_image(len(self.engine.program.steps)))
-        best = int(np.argmin(runs))
-        found = {
-            "s": summary(runs, 1.0), "images_per_s": figure(self.suite.batch / min(runs)),
-            "steps_s": figure(parts[best][0]), "decoder_s": figure(parts[best][1]),
-            "vs_parts": figure(runs[best] / sum(parts[best])),
-        }
-        if not eager:
-            return found
-        steps, decoder = min(eager, key=sum)
-        return {**found, "eager_steps_s": figure(steps), "eager_decoder_s": figure(decoder),
-                "eager_vs_engine": figure((steps + decoder) / runs[best]),
-                "eager_pairs": compare([sum(e) for e in eager], runs)}
-
-    def _whole(self, steps: Sequence[float]) -> float:
-        """Seconds of all steps: where they are alike, as many times their median."""
-        alike = len(steps) == self.engine.program.positions
-        return len(steps) * float(np.median(steps)) if alike else sum(steps)
-
-    def _eager_image(self, steps: int) -> tuple[float, float]:
-        """Seconds of the eager loop's steps, and of its decoder."""
-        import torch
-
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        self.eager.begin(self.cond, self.suite.guidance, 0.0, 0)
-        tokens = torch.cat([self.eager.step() for _ in range(steps)], 1)
-        middle = time.perf_counter()
-        self.eager.finish(tokens)
-        end = time.perf_counter()
-        time.sleep(PAUSE)
-        return middle - start, end - middle
 
     def quality(self) -> dict[str, Any]:
         """Of the shipped demos: what their judge says, and what their tokenizer keeps."""

@@ -1,4 +1,8 @@
-"""Whole runs of `arcompile bench all` in a file of rows, and the figures of one."""
+"""Whole runs of `arcompile bench all` in a file of rows, and the figures of one.
+
+A figure is the geometric mean over a run's visits, and the span beside it is where another run of
+the same machine says it is 9 times of 10 (`spread.interval`).
+"""
 
 from __future__ import annotations
 
@@ -6,17 +10,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from arcompile.bench import spread
+from arcompile.bench.spread import INSIDE
+
 Row = Mapping[str, Any]
-# Where a row of a suite has its figures, and whether both sides of a run's own machine are in it.
+# Where rows of a suite have their figures, and whether both sides of a run's own machine are in
+# it. Greedy steps are those of whole images, which every visit draws.
 SUITE = {
-    "step, greedy, ms": ("greedy.engine", False), "step, sampled, ms": ("sampled.engine", False),
-    "eager step, greedy, ms": ("greedy.eager", False),
+    "step, greedy, ms": ("image.step", False), "step, sampled, ms": ("sampled.engine", False),
+    "eager step, greedy, ms": ("image.eager_step", False),
     "eager step, sampled, ms": ("sampled.eager", False),
-    "eager / engine, greedy": ("greedy.eager_vs_engine", True),
+    "eager / engine, greedy": ("image.step_pairs", True),
     "eager / engine, sampled": ("sampled.eager_vs_engine", True),
-    "step / floor, greedy": ("greedy.floor.pairs_vs_floor", True),
+    "step / floor, greedy": ("image.floor_pairs", True),
     "step / floor, sampled": ("sampled.floor.pairs_vs_floor", True),
-    "image, s": ("image.s", False), "image, eager / engine": ("image.eager_pairs", True),
+    "image, s": ("image.s", False), "eager image, s": ("image.eager_s", False),
+    "image, eager / engine": ("image.eager_pairs", True),
     "peak memory, bytes": ("run_memory.peak", False),
     "load to first step, s": ("load.first_step_s", False),
 }
@@ -24,10 +35,12 @@ SUITE = {
 
 @dataclass(frozen=True)
 class Run:
-    """told: the row of kind "all". rows: by suite, the others of the run."""
+    """told: the row of kind "all". rows: by suite, what else the run measured. again: the rows
+    of later visits, by the suite they are of."""
 
     told: Row
     rows: Mapping[str, Row]
+    again: Mapping[str, Sequence[Row]]
 
     @property
     def name(self) -> str:
@@ -36,18 +49,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Figure:
-    """low, high: p10 and p90 over every visit; None where it was measured once. ratio: of two
-    things measured side by side, so that a slower hour of the machine is in both."""
+    """mean: geometric, of the visits' medians. low, high: where another run says it is; the mean
+    itself where it was measured once. ratio: of two things measured side by side, so that a slower
+    hour of the machine is in both."""
 
-    median: float
-    low: float | None
-    high: float | None
-    n: int
+    mean: float
+    low: float
+    high: float
+    visits: int
     ratio: bool
 
+    @property
+    def width(self) -> float:
+        """Half the span, of the mean."""
+        return (self.high - self.low) / 2 / self.mean
+
     def __str__(self) -> str:
-        return f"{self.median:.4g}" + (
-            "" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})")
+        return f"{self.mean:.4g}" + (
+            "" if self.visits < 2 else f" ({self.low:.4g} to {self.high:.4g})")
+
+    def has(self, other: Figure) -> bool:
+        return self.low <= other.mean <= self.high
 
 
 def complete(rows: Sequence[Row], quick: bool = False) -> list[Run]:
@@ -55,23 +77,36 @@ def complete(rows: Sequence[Row], quick: bool = False) -> list[Run]:
     found = []
     for told in sorted((r for r in rows if r.get("kind") == "all"), key=lambda r: str(r["run"])):
         if told["complete"] and told["quick"] == quick:
-            own = {str(r["suite"]): r for r in rows
-                   if r.get("run") == told["run"] and r is not told}
-            found.append(Run(told, own))
+            own = [r for r in rows if r.get("run") == told["run"] and r is not told]
+            again: dict[str, list[Row]] = {}
+            for r in own:
+                if r.get("kind") == "again":
+                    again.setdefault(str(r["of"]), []).append(r)
+            found.append(Run(told, {str(r["suite"]): r for r in own
+                                    if r.get("kind") != "again"}, again))
     return found
 
 
 def figures(run: Run) -> dict[tuple[str, str], Figure]:
     """Every figure of a run by what it is of and its name."""
-    found = {}
+    seen: dict[tuple[str, str], tuple[list[float], bool]] = {}
     for suite, row in run.rows.items():
-        if row.get("kind") == "again":
-            continue
-        again = run.rows.get(f"again-{suite}", {})
         for name, where, ratio in _places(row):
-            if (seen := _figure([at(row, where), at(again, where)], ratio)) is not None:
-                found[suite, name] = seen
-    return found
+            medians = [_median(at(r, where)) for r in (row, *run.again.get(suite, ()))]
+            if held := [m for m in medians if m is not None]:
+                seen[suite, name] = held, ratio
+    prior = spread.shared([visits for visits, _ in seen.values()])
+    return {key: Figure(*_interval(visits, prior), len(visits), ratio)
+            for key, (visits, ratio) in seen.items()}
+
+
+def _interval(visits: Sequence[float], prior: spread.Shared) -> tuple[float, float, float]:
+    return spread.interval(visits, prior) if len(visits) > 1 else (visits[0],) * 3
+
+
+def _median(got: Any) -> float | None:
+    """Of the turns of a visit, or what was measured once."""
+    return got["median"] if isinstance(got, Mapping) else got
 
 
 def _places(row: Row) -> Iterator[tuple[str, str, bool]]:
@@ -82,7 +117,8 @@ def _places(row: Row) -> Iterator[tuple[str, str, bool]]:
                 yield f"{side} / arcompile-f32", f"sides/{side}/vs_arcompile", True
     elif row.get("kind") == "sweep":
         for i, p in enumerate(row["points"]):
-            yield f"{row['axis']} {p[row['axis']]}, s", f"points/{i}/visits", False
+            yield (f"{row['axis']} {p[row['axis']]}, s",
+                   f"points/{i}/{'visits' if 'visits' in p else 's'}", False)
     else:
         yield from ((name, where.replace(".", "/"), r) for name, (where, r) in SUITE.items())
 
@@ -100,47 +136,37 @@ def at(row: Row, where: str) -> Any:
     return got
 
 
-def _figure(seen: Sequence[Any], ratio: bool) -> Figure | None:
-    """The first visit's median, the spread of all visits."""
-    held = [x for x in seen if x is not None]
-    if not held:
-        return None
-    if not isinstance(held[0], Mapping):
-        return Figure(float(held[0]), None, None, 1, ratio)
-    spreads = [x for x in held if isinstance(x, Mapping) and x["n"]]
-    if not spreads:
-        return None
-    return Figure(spreads[0]["median"], min(x["p10"] for x in spreads),
-                  max(x["p90"] for x in spreads), sum(x["n"] for x in spreads), ratio)
-
-
 def compare(one: Run, two: Run) -> list[dict[str, Any]]:
-    """Each figure that both runs have. agree: their spreads overlap. inside: the stricter one,
-    each median lies in the spread that the other run prints."""
+    """Each figure that both runs have. inside: of the two means, how many lie in the span that the
+    other run prints, of which 9 in 10 should. agree: the spans overlap."""
     a, b = figures(one), figures(two)
     found = []
     for key in [k for k in a if k in b]:
         x, y = a[key], b[key]
         line: dict[str, Any] = {
             "suite": key[0], "figure": key[1], "ratio": x.ratio, "one": str(x), "two": str(y),
-            "two_vs_one": round(y.median / x.median, 4) if x.median else None}
-        if x.low is not None and y.low is not None:
-            assert x.high is not None
-            assert y.high is not None
-            line["agree"] = x.low <= y.high and y.low <= x.high
-            line["inside"] = x.low <= y.median <= x.high and y.low <= x.median <= y.high
+            "two_vs_one": round(y.mean / x.mean, 4) if x.mean else None}
+        if min(x.visits, y.visits) > 1:
+            line |= {"agree": x.low <= y.high and y.low <= x.high, "inside": x.has(y) + y.has(x),
+                     "width": spread.figure(max(x.width, y.width), 3)}
         found.append(line)
     return found
 
 
 def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How many agree, of ratios and of times; what was measured once has no spread to agree in."""
-    spread = [x for x in lines if "agree" in x]
+    """How many agree, of ratios and of times; what was measured once has no span to agree in."""
+    spans = [x for x in lines if "agree" in x]
     found: dict[str, Any] = {}
-    for name, some in (("ratios", [x for x in spread if x["ratio"]]),
-                       ("times", [x for x in spread if not x["ratio"]])):
+    for name, some in (("ratios", [x for x in spans if x["ratio"]]),
+                       ("times", [x for x in spans if not x["ratio"]])):
         found[name] = {"of": len(some), "agree": sum(x["agree"] for x in some),
-                       "inside": sum(x["inside"] for x in some)}
+                       "means": 2 * len(some), "inside": sum(x["inside"] for x in some),
+                       "width": spread.figure(float(np.median([x["width"] for x in some] or [0])),
+                                              3)}
+    means = sum(found[k]["means"] for k in found)
+    found["inside"] = spread.figure(sum(found[k]["inside"] for k in ("ratios", "times"))
+                                    / max(1, means), 3)
+    found["agree"] = found["inside"] >= INSIDE
     once = [abs(x["two_vs_one"] - 1) for x in lines if "agree" not in x and x["two_vs_one"]]
     found["once"] = {"of": len(once), "within_2_percent": sum(x <= 0.02 for x in once)}
     return found
@@ -151,7 +177,7 @@ def markdown(lines: Sequence[Mapping[str, Any]], one: Run, two: Run) -> str:
             "|---|---|---|---|---|---|"]
     for x in lines:
         verdict = ("measured once" if "agree" not in x else "DIFFERENT" if not x["agree"]
-                   else "agree" if x["inside"] else "spreads overlap")
+                   else ("spans overlap", "one in the other's span", "agree")[x["inside"]])
         said.append(f"| {x['suite']} | {x['figure']} | {x['one']} | {x['two']} | "
                     f"{x['two_vs_one']} | {verdict} |")
     return "\n".join(said)

@@ -82,12 +82,12 @@ def test_other_tokens_fail_where_the_passes_promise_the_same(tmp_path, capsys, m
     monkeypatch.setenv("ARC_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(machine, "FLOATS", 1 << 22)
     monkeypatch.setattr(machine, "PAUSE", 0.0)
-    told = runner._Bench._tokens
+    told = runner.Bench._tokens
     for promise, code in ((True, 1), (False, 0)):
-        monkeypatch.setattr(runner._Bench, "_tokens", lambda *x, p=promise: {
+        monkeypatch.setattr(runner.Bench, "_tokens", lambda *x, p=promise: {
             **told(*x), "equal": False, "promised": told(*x)["promised"] and p})
         assert bench.run("llamagen-tiny", quick=True, as_json=True) == code
-    monkeypatch.setattr(runner._Bench, "_tokens", told)
+    monkeypatch.setattr(runner.Bench, "_tokens", told)
     bench.run("llamagen-tiny-int8", quick=True, as_json=True)
     assert not json.loads(capsys.readouterr().out.splitlines()[-1])["tokens"]["promised"]
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from arcompile import bench
-from arcompile.bench import agree, every, race, readme, runs, spread, suites, sweeps
+from arcompile.bench import agree, every, race, readme, runs, spread, suites, sweeps, visits
 from arcompile.bench.every import Part, Told
 from arcompile.errors import ArcError
 
@@ -28,7 +34,9 @@ def suite_row(name, step=10.0, time="2026-01-01T00:00:01"):
             "greedy": {"engine": around(step), "eager": around(40.0),
                        "eager_vs_engine": around(40 / step)},
             "sampled": {"engine": around(step)}, "tokens": {"equal": True},
-            "run_memory": {"peak": 1000}, "image": {"s": around(1.0), "images_per_s": 1.0}}
+            "run_memory": {"peak": 1000},
+            "image": {"s": around(1.0), "images_per_s": 1.0, "step": around(step),
+                      "step_pairs": around(40 / step)}}
 
 
 def measured(name, step=10.0):
@@ -50,8 +58,11 @@ def measured(name, step=10.0):
 def run_of(kept, run, step=10.0, failing=""):
     """One run of stand-ins into `kept`; its exit code."""
     def ask(part, quick, peers):
-        if part.what == failing:
+        if part.what == failing and not part.again:
             return Told((), 1, "why it failed")
+        if part.again and part.what in visits.models():
+            return Told(tuple({**measured(n, step * 1.3), "suite": f"again-{n}", "kind": "again",
+                               "of": n, "run_memory": {}} for n in visits.models()[part.what]), 0)
         return Told((measured(part.what, step * (1.3 if part.again else 1)),), 0)
 
     at = len(kept)
@@ -63,11 +74,14 @@ def run_of(kept, run, step=10.0, failing=""):
 
 def test_every_part_of_the_lists_is_known():
     names = [p.what for p in every.parts() if not p.again]
-    assert names == [*suites.ALL, *(f"peers-{n}" for n in race.SUITES), *suites.ALL_SWEEPS]
+    races = [f"peers-{n}" for n in race.SUITES]
+    assert sorted(names) == sorted([*suites.ALL, *races, *suites.ALL_SWEEPS])
     assert set(suites.ALL) | set(race.SUITES) <= set(suites.SUITES)
     assert set(suites.ALL_SWEEPS) <= set(sweeps.SWEEPS)
-    again = [p.what for p in every.parts() if p.again]
-    assert again == [n for n in names if not n.startswith("sweep")]
+    assert [n for group in visits.models().values() for n in group] == [*suites.ALL]
+    again = Counter(p.what for p in every.parts() if p.again)
+    assert again == {**dict.fromkeys(visits.models(), 3), **dict.fromkeys(races, 2),
+                     **dict.fromkeys(suites.ALL_SWEEPS, 1)}
 
 
 def test_a_failing_part_ends_no_other():
@@ -116,33 +130,71 @@ def test_a_real_process_that_fails_and_one_that_hangs():
     assert told == Told((), 1, "took over 0.01 s")
 
 
-def test_spread_is_over_both_visits():
+def test_figures_are_over_all_visits():
     kept = []
     assert run_of(kept, "r1") == 0
     (run,) = runs.complete(kept)
-    step = runs.figures(run)["demo", "step, greedy, ms"]
-    assert (step.median, step.low, step.high, step.n) == (10.0, 9.0, pytest.approx(14.3), 18)
-    assert str(step) == "10 (9 to 14.3)"
-    assert runs.figures(run)["demo", "peak memory, bytes"].low is None
-    assert not [k for k in runs.figures(run) if k[0].startswith("again")]
+    found = runs.figures(run)
+    step = found["demo", "step, greedy, ms"]
+    assert (step.visits, step.mean) == (4, pytest.approx((10 * 13**3) ** 0.25))
+    assert step.low < 10 < 13 < step.high
+    assert found["peers-llamagen-B", "peer, ms"].visits == 3
+    assert found["sweep-var-batch", "batch 2, s"].visits == 2
+    memory = found["demo", "peak memory, bytes"]
+    assert (str(memory), memory.low, memory.high) == ("1000", 1000, 1000)
+    assert not [k for k in found if k[0].startswith("again")]
 
 
 def test_two_runs():
     kept = []
     run_of(kept, "r1")
-    run_of(kept, "r2", step=14.0)  # within the second visit of the first, nowhere near the ratio
+    run_of(kept, "r2", step=11.0)
     row, table = agree.whole(kept)
     by = {(x["suite"], x["figure"]): x for x in row["lines"]}
-    step, ratio = (by["demo", k] for k in ("step, greedy, ms", "eager / engine, greedy"))
-    assert (step["agree"], step["inside"], step["two_vs_one"]) == (True, False, 1.4)
-    assert ratio["agree"]  # 4 (2.8 to 4.4) and 2.86 (1.98 to 3.1)
+    step = by["demo", "step, greedy, ms"]
+    assert (step["agree"], step["inside"], step["two_vs_one"]) == (True, 2, 1.1)
     assert by["demo", "peak memory, bytes"].keys() & {"agree"} == set()
     assert row["counts"]["once"] == {"of": len(suites.ALL), "within_2_percent": len(suites.ALL)}
+    assert (row["counts"]["inside"], row["counts"]["agree"]) == (1.0, True)
+    assert "| demo | step, greedy, ms | 12.17 (" in table
     run_of(kept, "r3", step=40.0)
-    lines = agree.whole(kept)[0]["lines"]
-    assert not next(x for x in lines if x["figure"] == "step, greedy, ms")["agree"]
-    assert "DIFFERENT" in agree.whole(kept)[1]
-    assert "| demo | step, greedy, ms | 10 (9 to 14.3) |" in table
+    row, table = agree.whole(kept)
+    step = next(x for x in row["lines"] if x["figure"] == "step, greedy, ms")
+    assert (step["agree"], step["inside"]) == (False, 0)
+    assert row["counts"]["inside"] < 0.9
+    assert not row["counts"]["agree"]
+    assert "DIFFERENT" in table
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_takes_its_part_along(number, tmp_path):
+    """Part and its own child: gone with the run, and the rows before are kept."""
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); " \
+            "time.sleep(60)"
+    part = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    code = f"""if True:
+        import sys
+        from arcompile.bench import every
+        every._cached = dict
+        every.command = lambda *x: [sys.executable, "-c", {part!r}]
+        every.measure(print)"""
+    run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    found, end = tmp_path / "pid", time.monotonic() + 60
+    while not (found.exists() and found.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    run.send_signal(number)
+    assert run.wait(60) != 0
+    pid = int(found.read_text())
+    while _alive(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not _alive(pid)
+
+
+def _alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_one_run_has_nothing_to_agree_with():
@@ -161,10 +213,11 @@ def test_block_is_of_the_newest_whole_run(monkeypatch):
     row, _ = agree.whole(kept)
     made = readme.block([*kept, {**row, "time": "t"}])
     assert made.startswith(f"{readme.BEGIN}\n\nRun r2 of `arcompile bench all`")
-    assert "Against run r1, figure by figure" in made
-    assert "| demo (2026-01-01T00:00:01) | 20 (18 to 28.6) |" in made
-    assert "99" not in made
-    assert "55" not in made
+    assert "Against run r1: of ratios " in made
+    assert "| demo (2026-01-01T00:00:01) | 24.35 (" in made
+    assert "| peer | 20 (" in made
+    assert "| 99" not in made
+    assert "| 55" not in made
     assert made.count("`arcompile bench peers`") == 2
     quick = [{**r, "quick": True} for r in kept]
     assert "Run r" not in readme.block(quick)
