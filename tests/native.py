@@ -115,9 +115,9 @@ class Library:
         raise ArcError(what, hint=hint, code=code)
 
     def open(self, folder: object, threads: int = 0, library: str | None = None,
-             signed_by: object = None) -> Engine:
-        """With the CPU kernels that the Python runtime uses."""
-        out, kernels = c.c_void_p(), cpu.library()
+             signed_by: object = None, kernels: object = None) -> Engine:
+        """kernels: by default those of the CPU that the Python runtime uses."""
+        out, kernels = c.c_void_p(), kernels or cpu.library()
         words = [str(folder).encode(), threads, (library or ort_library()).encode(),
                  str(kernels or "off").encode()]
         if signed_by is None:

@@ -283,6 +283,34 @@ def test_families_draw_the_same_tokens(library, tmp_path, monkeypatch, name, tar
             assert np.array_equal(drawn(tmp_path / target, where, monkeypatch, **how), want)
 
 
+def test_the_cpp_runtime_runs_them(library, tmp_path):
+    """An ort-cuda engine's graphs, their caches bound in place, opened as for the provider that is
+    here; which file a provider's kernels are in is tests/parts.cpp's business."""
+    import json
+
+    import native
+
+    pytest.importorskip("torch")
+    from arcompile.compile import write
+    from arcompile.family import FAMILIES
+    from arcompile.pipeline import parse_pipeline
+    from arcompile.runtime import bundle
+
+    model = FAMILIES["llamagen"].model(FAMILIES["llamagen"].random("tiny"), {})
+    for t in ("ort-cuda", "ort-cpu"):
+        (tmp_path / t).mkdir()
+        write(tmp_path / t, "llamagen", model, t, "f32", parse_pipeline(TARGETS[t].passes))
+    manifest = tmp_path / "ort-cuda" / bundle.MANIFEST
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "target": "ort-cpu"}))
+    started = ctypes.CDLL(str(library)).arcompile_cuda_launches
+    before, lib = started(), native.Library(native.library())
+    e = lib.open(tmp_path / "ort-cuda", 1, kernels=library)
+    for how in HOW:
+        want = arcompile.load(tmp_path / "ort-cpu", check=False).generate([1, 2], **how)
+        assert np.array_equal(e.generate([1, 2], **how).tokens, want.tokens)
+    assert started() - before > len(HOW) * want.tokens.shape[1]
+
+
 @pytest.mark.skipif(not cuda.nvcc(), reason="nvcc is not installed")
 def test_nvcc_builds_it(own_cache, monkeypatch):
     """For sm_80 and sm_90; without a GPU it registers nowhere, but it loads."""

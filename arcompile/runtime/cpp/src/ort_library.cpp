@@ -70,6 +70,11 @@ std::vector<std::string> candidates(const std::string& given) {
   return out;
 }
 
+Kernels kernels_of(const std::string& provider) {
+  if (provider == kCpu) return {"ARC_KERNELS", "libarcompile_ops.so"};
+  return {"ARC_CUDA_KERNELS", "libarcompile_cuda_ops.so"};
+}
+
 Library::Library(const std::string& given, const std::string& provider,
                  const std::string& kernels)
     : provider_(provider) {
@@ -148,20 +153,21 @@ void Library::check_provider() const {
 
 // Models name these kernels' ops as functions, so they run without the library too.
 void Library::find_kernels(const std::string& given) {
-  const std::string wanted = given.empty() ? environment("ARC_KERNELS") : given;
+  const auto [variable, file] = kernels_of(provider_);
+  const std::string wanted = given.empty() ? environment(variable.c_str()) : given;
   std::error_code none;
   if (wanted == "off") return;
   if (!wanted.empty()) {
     if (!fs::is_regular_file(wanted, none)) {
-      throw Error("ARC_KERNELS is " + quoted(wanted) + ", which is not a file",
-                  "ARC_KERNELS=off uses none", Code::machine);
+      throw Error(variable + " is " + quoted(wanted) + ", which is not a file",
+                  variable + "=off uses none", Code::machine);
     }
     kernels_ = wanted;
     return;
   }
   Dl_info here = {};
   if (!::dladdr(reinterpret_cast<const void*>(&version), &here) || !here.dli_fname) return;
-  const fs::path beside = fs::path(here.dli_fname).parent_path() / "libarcompile_ops.so";
+  const fs::path beside = fs::path(here.dli_fname).parent_path() / file;
   if (fs::is_regular_file(beside, none)) kernels_ = beside.string();
 }
 
@@ -187,7 +193,7 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
   if (on_device()) use_device(raw, fs::path(path).parent_path().string());
-  else if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
+  if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
   OrtSession* session = nullptr;
   if (const std::string why = said(api_->CreateSession(env_.get(), path.c_str(), raw, &session));
       !why.empty()) {

@@ -15,11 +15,18 @@ constexpr const char* kCpu = "CPUExecutionProvider";
 constexpr const char* kCuda = "CUDAExecutionProvider";
 constexpr const char* kTensorrt = "TensorrtExecutionProvider";
 
+// Where our kernels for a provider are looked for.
+struct Kernels {
+  std::string variable, file;
+};
+Kernels kernels_of(const std::string& provider);
+
 class Library {
  public:
   // `given` is a file, else ARC_ORT_LIBRARY, the wheel's own file, the system. Throws where there
   // is none, where it is older than 1.28, or where it lacks the provider.
-  // `kernels`: the file of the CPU kernels, else ARC_KERNELS, else the one next to this library.
+  // `kernels`: the file of our kernels for the provider, else what kernels_of says: a variable, or
+  // a file next to this library.
   Library(const std::string& given, const std::string& provider, const std::string& kernels);
   Library(const Library&) = delete;
   Library& operator=(const Library&) = delete;

@@ -4,6 +4,7 @@
 
 #include "check.hpp"
 #include "dims.hpp"
+#include "ort_library.hpp"
 #include "rng.hpp"
 #include "sha256.hpp"
 #include "text.hpp"
@@ -67,6 +68,14 @@ void words_are_pythons() {
   CHECK(arc::general(1e6) == "1e+06" && arc::general(0.5) == "0.5");
 }
 
+void kernels_are_those_of_the_provider() {
+  CHECK(arc::ort::kernels_of(arc::ort::kCpu).file == "libarcompile_ops.so");
+  for (const char* provider : {arc::ort::kCuda, arc::ort::kTensorrt}) {
+    CHECK(arc::ort::kernels_of(provider).file == "libarcompile_cuda_ops.so");
+    CHECK(arc::ort::kernels_of(provider).variable == "ARC_CUDA_KERNELS");
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -74,4 +83,5 @@ int main() {
   philox_of_random123();
   sizes_are_polynomials();
   words_are_pythons();
+  kernels_are_those_of_the_provider();
 }

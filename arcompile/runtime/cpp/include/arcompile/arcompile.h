@@ -52,7 +52,8 @@ ARC_API void arc_error_free(arc_error* error);
 
 /* --- engines --- */
 /* threads: of one session, 0 for one per core; ort_library: a file, or NULL to look for it;
- * kernels: the CPU kernels' file, "off" for none, or NULL to look for them. */
+ * kernels: the file of our kernels, of the CPU or CUDA as the engine needs, "off" for none, or NULL
+ * to look for them. */
 ARC_API arc_error* arc_engine_open(const char* folder, int threads, const char* ort_library,
                                    const char* kernels, arc_engine** out);
 /* The same, of an engine that the owner of a public key (a PEM file, Ed25519) must have signed. */

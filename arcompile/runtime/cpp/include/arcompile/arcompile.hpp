@@ -151,7 +151,8 @@ struct Plan {
 struct Options {
   int threads = 0;           // of one session; 0: one per core this process may use
   std::string ort_library{};  // path; else ARC_ORT_LIBRARY, the wheel's own file, the system
-  // Path of the CPU kernels, libarcompile_ops.so; else ARC_KERNELS, else the file next to this
+  // Path of our kernels, libarcompile_ops.so (of the CPU) or libarcompile_cuda_ops.so (of ort-cuda
+  // and ort-tensorrt engines); else ARC_KERNELS or ARC_CUDA_KERNELS, else the file next to this
   // library. "off" for none: engines run without, slower.
   std::string kernels{};
   // A public key (PEM, Ed25519) that must have signed the engine. Needs OpenSSL's libcrypto, which
