@@ -108,7 +108,7 @@ def rows(part: Part, quick: bool, peers: str) -> list[Row]:
         return [{**sweeps.measure(fewer, say, quick), "quick": quick}]
     if part.again:
         return visits.visit(part.what, say)
-    return [runner.measure(suites.find(part.what), quick=quick, say=say, images=1)]
+    return [runner.measure(suites.find(part.what), quick=quick, say=say, brief=True)]
 
 
 def main() -> int:

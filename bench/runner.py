@@ -42,12 +42,15 @@ SETTINGS = {
 
 
 def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None,
-            scenarios: bool = False, images: int = 2) -> dict[str, Any]:
-    """Everything about one suite, as one row; images: whole ones, at least. Raises ArcError."""
+            scenarios: bool = False, brief: bool = False) -> dict[str, Any]:
+    """Everything about one suite, as one row. Raises ArcError.
+
+    brief: as the first of many visits, with one whole image, few sampled steps, and the eager
+    loop's memory only of a suite without passes, as it is the same with them.
+    """
     _needs()
     folder, build = built.ready(suite, say)
-    bench = Bench(suite, load(folder), quick, say)
-    bench.images = images
+    bench = Bench(suite, load(folder), quick, say, brief=brief)
     row = {**bench.head(), **bench.speed(), "bytes": bench.sizes()}
     if not quick:
         row |= bench.fresh(build)
@@ -102,9 +105,9 @@ class Bench:
     eager: Any
 
     def __init__(self, suite: Suite, engine: Engine, quick: bool, say: Say,
-                 beside: Bench | None = None):
+                 beside: Bench | None = None, brief: bool = False):
         self.suite, self.engine, self.quick, self.say = suite, engine, quick, say
-        self.images = 2
+        self.brief = brief
         assert engine.models  # opened here, once: shortened copies of the engine share it
         self.cond = suites.condition(engine.manifest["info"], suite.batch)
         twins = 2 if suite.guidance != 1 else 1
@@ -154,7 +157,7 @@ class Bench:
         }
         found["sampled"] = self.sampled()
         if not self.quick:
-            found["image"] = visits.images([self], self.images)[self.suite.name]
+            found["image"] = visits.images([self], 1 if self.brief else 2)[self.suite.name]
         self.bandwidth.measure(3)
         found["machine"] = {**self.machine, "read_gbps": self.bandwidth.row(),
                             "gemm_gflops": machine.gemm()}
@@ -171,8 +174,8 @@ class Bench:
 
     def sampled(self) -> dict[str, Any]:
         self.say("steps, sampled")
-        turns, _ = self.interleave(self._short(QUICK if self.quick else SAMPLED), 1.0,
-                                   self.suite.top_k)
+        steps = QUICK if self.quick or self.brief else SAMPLED
+        turns, _ = self.interleave(self._short(steps), 1.0, self.suite.top_k)
         return {"top_k": self.suite.top_k, **self._steps(turns)}
 
     def _short(self, steps: int, finish: bool = False) -> Engine:
@@ -301,7 +304,7 @@ class Bench:
                            "first_vs_weights_kv": figure(used["first"] / (r.held + r.state)),
                            "vs_weights_kv": figure(used["peak"] / (r.held + r.state))},
         }
-        if self.eager is not None:
+        if self.eager is not None and not (self.brief and s.passes):
             self.say("memory of the eager loop")
             theirs = fresh.run("eager", s.name)
             found["run_memory"] |= {"eager_peak": theirs["peak"]}

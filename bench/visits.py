@@ -43,7 +43,7 @@ def visit(model: str, say: Say) -> list[dict[str, Any]]:
     for name in models()[model]:
         suite = suites.SUITES[name]
         made.append(runner.Bench(suite, load(built.ready(suite, say)[0]), False, say,
-                                 made[0] if made else None))
+                                 made[0] if made else None, brief=True))
     made[0].warm_up()
     for b in made[1:]:
         b.engine.generate(b.cond, guidance=b.suite.guidance, temperature=0)
