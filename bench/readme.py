@@ -76,7 +76,7 @@ def agreed(c: Row) -> str:
     return (f"of ratios {r['inside']} of {r['means']} and of times {t['inside']} of {t['means']} "
             f"means lie in the other run's span, {100 * c['inside']:.3g} % where 90 are promised; "
             f"spans overlap for {r['agree'] + t['agree']} of {r['of'] + t['of']} figures; half a "
-            f"span is {100 * r["width"]:.3g} % of a ratio and {100 * t["width"]:.3g} % of a time, "
+            f"span is {100 * r['width']:.3g} % of a ratio and {100 * t['width']:.3g} % of a time, "
             "in the median")
 
 
