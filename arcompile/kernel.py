@@ -80,6 +80,8 @@ class Kernel:
     tolerance: by dtype, where the common one is not right. peer: the same by torch's own kernels,
     for real shapes that the numpy meaning takes too long for, and to time against; None where torch
     has nothing like it.
+    rivals: of a case, others to time against on a GPU, with the same arguments, which need not
+    compute the same: a dense kernel, a plain read.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Kernel:
     large: Sequence[Case] = ()
     tolerance: Mapping[str, float] = field(default_factory=dict)
     peer: Callable[..., Any] | None = None
+    rivals: Callable[[Case], dict[str, Callable[..., Any]]] = lambda c: {}
     versions: dict[str, Version] = field(default_factory=dict)
 
     @property

@@ -37,6 +37,7 @@ class Target:
 
     passes: the default pipeline, in order, visible here and nowhere else. dtypes: what it takes.
     memory: how it uses memory, for plans. sized: its engines are made for so many images at once.
+    device: what it runs on, cpu or cuda.
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +46,7 @@ class Target:
     needs: ClassVar[tuple[str, ...]] = ()  # packages, for `doctor`
     memory: ClassVar[Memory] = Memory()
     sized: ClassVar[bool] = False
+    device: ClassVar[str] = "cpu"
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None], batch: int = 1) -> None:

@@ -59,6 +59,7 @@ SUITES = {s.name: s for s in (
     Suite("llamagen-B-int4", "llamagen", "B", passes="int4", block=16, warm=8),
     Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16, warm=8),
     Suite("llamagen-L", "llamagen", "L", block=16, warm=8),
+    Suite("llamagen-XL", "llamagen", "XL", block=16, warm=8),
     Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20, block=3),
     Suite("var-d16", "var", "d16", guidance=1.5, top_k=900, block=10,
           limits={"eager_vs_image": 1.05}),

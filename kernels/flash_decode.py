@@ -101,9 +101,23 @@ def cost(c: Case) -> tuple[float, float]:
     return 4.0 * c.r * c.h * c.slots / 2 * c.e, 2 * kept * c.e * width
 
 
+def rivals(c: Case) -> dict[str, Any]:
+    """torch's attention over the whole cache, without rotary, append and integers."""
+    return {} if c.sizes.get("kv") else {"sdpa": _sdpa}
+
+
+def _sdpa(q: Any, kc: Any, vc: Any, *, heads: int, kv_heads: int, scale: float, **_: Any) -> Any:
+    import torch
+
+    return torch.nn.functional.scaled_dot_product_attention(
+        q.reshape(q.shape[0], 1, heads, -1).transpose(1, 2), kc, vc, scale=scale,
+        enable_gqa=heads != kv_heads)
+
+
 declare(
     "flash_decode", about="rotary, append in place and attention of one new token a row",
     inputs=inputs, reference=reference, random=random, cost=cost, exact=("cos", "sin", "ks", "vs"),
+    rivals=rivals,
     shapes=(case(r=2, h=2, e=16, slots=150), case("f16", r=2, h=4, g=2, e=24, slots=70,
                                                   interleaved=False),
             case(r=1, h=2, e=16, slots=40, kv="int8"), case(r=1, h=2, e=16, slots=40, kv="int4")),

@@ -59,9 +59,15 @@ def cost(c: Case) -> tuple[float, float]:
     return 40.0 * rows * c.v, rows * c.v * (4 if c.dtype == "f32" else 2)
 
 
+def rivals(c: Case) -> dict[str, Any]:
+    """A plain read of the logits."""
+    return {"read": lambda logits, **_: logits.amax(-1)}
+
+
 declare(
     "logits_chain", about="guidance, temperature, top-k, top-p and the draw, in one pass",
     inputs=inputs, reference=reference, random=random, cost=cost, exact=EXACT,
+    rivals=rivals,
     shapes=(case(b=4, c=1, v=1000), case("f16", b=3, c=2, v=256), case(b=2, c=1, v=16)),
     large=(case("f32", b=1, c=1, v=16384), case("f32", b=8, c=1, v=16384),
            case("f32", b=1, c=256, v=4096)),

@@ -13,6 +13,7 @@ v3  CUDA: tiles copied while others are multiplied; warps leave out what none of
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -107,6 +108,24 @@ def peer(q: Any, k: Any, v: Any, start: Any, end: Any, *, heads: int, kv_heads: 
     return out.transpose(1, 2).reshape(r, s, wide)
 
 
+def rivals(c: Case) -> dict[str, Any]:
+    """FlashAttention, which knows no ranges: causal where the ranges are, else dense."""
+    causal = c.mask == "causal" and c.s == c.t
+    return {} if c.sizes.get("page") else {"flash": partial(_flash, causal=causal)}
+
+
+def _flash(q: Any, k: Any, v: Any, *, heads: int, kv_heads: int, scale: float, causal: bool,
+           **_: Any) -> Any:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    r, s, _wide = q.shape
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q.reshape(r, s, heads, -1).transpose(1, 2), k, v, is_causal=causal, scale=scale,
+            enable_gqa=heads != kv_heads)
+
+
 def random(rng: np.random.Generator) -> Case:
     g, group = int(rng.integers(1, 3)), int(rng.integers(1, 3))
     s = int(rng.integers(1, 70))
@@ -127,7 +146,7 @@ def cost(c: Case) -> tuple[float, float]:
 
 declare(
     "range_attention", about="attention of each query row over its own range of key slots",
-    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer,
+    inputs=inputs, reference=reference, random=random, cost=cost, peer=peer, rivals=rivals,
     shapes=(case(r=1, s=36, t=91, h=2, e=16, mask="scales"),
             case("f16", r=1, s=33, t=40, h=2, g=1, e=24, mask="causal", page=16),
             case("f16", r=1, s=20, t=50, h=2, e=16, mask="blocks", short=45)),

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from arcompile.cache import cache
+from arcompile.errors import MACHINE, ArcError, quoted
 from arcompile.kernel import KERNELS, Case, Kernel
 from arcompile.kernels import lang
 from arcompile.kernels.check import absent, check, sweep, tensors
@@ -50,9 +51,16 @@ def measure(run: Callable[[], Any]) -> float:
 
 
 def ceilings() -> dict[str, float]:
-    """Bytes a second of a copy, and flops a second of a bf16 product, measured now."""
-    import torch
-
+    """Bytes a second of a copy, and flops a second of a bf16 product, measured now. Raises
+    ArcError."""
+    try:
+        import torch
+    except ImportError:
+        raise ArcError("torch, which measures a GPU's ceilings, is not installed", code=MACHINE,
+                       hint="pip install torch") from None
+    if not torch.cuda.is_available():
+        raise ArcError("torch sees no NVIDIA GPU to measure the ceilings of", code=MACHINE,
+                       hint="install a torch that is built for CUDA")
     a = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
     b = torch.empty_like(a)
     x = torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda")
@@ -102,12 +110,21 @@ def time_all(k: Kernel, path: Path | None = None) -> list[dict[str, Any]]:
     stamp = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime())
     for c in k.large:
         arguments = tensors(k, k.inputs(c, np.random.default_rng(0)), c.dtype, "cuda")
-        runs = {v.name: v.run for v in k.versions.values() if not (v.refusal(c) or absent(v))}
-        for name, fn in {**runs, **({"torch": k.peer} if k.peer else {})}.items():
-            spent = measure(partial(fn, **arguments))
-            rows.append({**row(k, name, c, spent, top), **told, "at": stamp})
+        ours = {v.name: v.run for v in k.versions.values() if not (v.refusal(c) or absent(v))}
+        theirs = {**({"torch": k.peer} if k.peer else {}), **k.rivals(c)}
+        spent: dict[str, float] = {}
+        for name, fn in {**ours, **theirs}.items():
+            try:
+                spent[name] = measure(partial(fn, **arguments))
+            except RuntimeError as e:  # torch refuses a backend, or has too little memory for it
+                print(f"  {name} {c}: {quoted(e)}")
+                continue
+            rows.append({**row(k, name, c, spent[name], top), **told, "at": stamp})
             print("  {version} {case}: {us:.1f} us, {tflops:.2f} TFLOP/s, {gbs:.0f} GB/s, "
                   "{share:.0%} of what bounds it".format(**rows[-1]))
+        best = min(((spent[n], n) for n in ours if n in spent), default=None)
+        for name in sorted(theirs.keys() & spent.keys()) if best else ():
+            print(f"  {best[1]} takes {best[0] / spent[name]:.2f} of {name}'s time")
     with (path or results(told["device"])).open("a") as f:
         f.writelines(json.dumps(r) + "\n" for r in rows)
     return rows

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import engines
 import numpy as np
 import pytest
+import tiny
 
 from arcompile.bench import targets
 from arcompile.bench.suites import SUITES
@@ -47,7 +51,39 @@ def test_the_script_for_gpus_names_what_there_is():
     """Every kernel, every suite and every target of .ci/gpu is one of ours."""
     text = GPU.read_text()
     assert os.access(GPU, os.X_OK)
-    assert set(re.search(r"for op in (.*); do", text)[1].split()) == KERNELS.all().keys()
-    assert set(re.search(r"for suite in (.*); do", text)[1].split()) <= SUITES.keys()
-    named = re.search(r'targets "\$suite" (.*)$', text, re.M)[1].split()
-    assert set(named) <= TARGETS.all().keys()
+    loops = re.findall(r"for op in (.*); do", text)
+    assert sorted(" ".join(loops).split()) == sorted(KERNELS.all())
+    for words in re.findall(r"^targets \d+ (.*)$", text, re.M):
+        suite, *names = re.sub(r"--\w+( \d+| bf16)?", "", words).split()
+        assert suite in SUITES
+        assert set(names) <= TARGETS.all().keys()
+
+
+def test_the_script_for_gpus_goes_on_and_ends_in_time(tmp_path):
+    """Where every command hangs or fails: each part is ended, the last ones are not begun, and the
+    end says so."""
+    hang = tmp_path / "python"
+    hang.write_text('#!/bin/sh\n[ "$1" = -c ] && exit 0\n'
+                    'case "$*" in *flash*) sleep 60;; esac\nexit 3\n')
+    hang.chmod(0o755)
+    nvidia = tmp_path / "nvidia-smi"
+    nvidia.write_text("#!/bin/sh\necho a GPU\n")
+    nvidia.chmod(0o755)
+    script = tmp_path / "repo" / ".ci" / "gpu"
+    script.parent.mkdir(parents=True)
+    script.write_text(GPU.read_text().replace("LEAST=15", "LEAST=2"))
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, timeout=60, env={
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(hang),
+        "OUT": str(tmp_path / "out"), "BUDGET": "3"})
+    assert done.returncode == 1
+    assert "kernel-flash_decode, code 124" in done.stdout
+    assert "no time left for: sweeps" in done.stdout
+
+
+def test_bytes_of_a_step(tmp_path):
+    """Of a tiny decoder's step in f32: all of its layers and the head, no table of tokens."""
+    p = replace(tiny.llama(), finish=())
+    folder = engines.write(tmp_path / "e", p, tiny.weights(p), 16, "torch-cpu", "")
+    (folder / "program.arc").write_text(str(p))
+    step = next(g for g in p.graphs if g.name == "step")
+    assert targets.read(folder) == sum(w.type.nbytes() for w in step.weights)

@@ -172,3 +172,18 @@ def test_targets_without_a_profiler_refuse(tmp_path):
     given = {"cond": np.array([1]), "extra": np.zeros((1, 2), np.float32)}
     with pytest.raises(ArcError, match="reference has no profiler"):
         measure(engine, Asked(given))
+
+
+def test_the_ceilings_of_a_gpu_are_its_own(monkeypatch):
+    """What an engine for a GPU is held against is not the CPU's; without a GPU that is refused."""
+    from arcompile.kernels import timing
+
+    gpu = {name for name, t in TARGETS.all().items() if t.device == "cuda"}
+    assert gpu == {"ort-cuda", "ort-cuda-graphs", "ort-tensorrt", "torch-cuda", "tensorrt"}
+    monkeypatch.setattr(timing, "ceilings", lambda: {"bytes": 3e12, "flops": 8e14})
+    assert Ceilings.measure("cuda") == Ceilings(8e14, 3e12)
+    monkeypatch.undo()
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        with pytest.raises(ArcError, match="sees no NVIDIA GPU"):
+            Ceilings.measure("cuda")

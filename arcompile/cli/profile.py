@@ -41,17 +41,18 @@ def profile(
     from arcompile.bench import profile_report as report
     from arcompile.bench import suites, table
     from arcompile.bench.profile import Asked, Profile, measure
-    from arcompile.runtime.engine import load
+    from arcompile.runtime.engine import Engine, load
+    from arcompile.target import TARGETS
 
-    def run(folder: Path) -> Profile:
-        held = load(folder, threads=threads)
+    def run(held: Engine) -> Profile:
         cond = suites.condition(held.manifest["info"], batch) if label is None else [label] * batch
         return measure(held, Asked(cond, guidance, top_k, 0, steps), say)
 
     with table.progress(quiet=as_json) as say:
         say("the machine's ceilings")
-        ceilings = report.Ceilings.measure()
-        found = [run(p) for p in (engine, against) if p is not None]
+        held = [load(p, threads=threads) for p in (engine, against) if p is not None]
+        ceilings = report.Ceilings.measure(TARGETS[held[0].manifest["target"]].device)
+        found = [run(e) for e in held]
         rows = [report.row(p, ceilings) for p in found]
     written = report.write(found[0], rows[0], ceilings, out) if out else []
     if as_json:

@@ -192,6 +192,7 @@ def _place(value: Any) -> tuple[Any, ...]:
 class OrtCuda(OrtCpu):
     """ONNX Runtime on an NVIDIA GPU."""
 
+    device = "cuda"
     provider = "CUDAExecutionProvider"
     dtypes: ClassVar[tuple[str, ...]] = ("f32", "f16", "bf16")
     kernels = False  # those of the CPU

@@ -80,6 +80,7 @@ class TensorRT(Target):
     needs = ("tensorrt or tensorrt-rtx", "onnx", "onnxruntime")
     memory = Memory(arenas=False, in_place=True)
     sized = True
+    device = "cuda"
 
     def lower(self, program: Program, store: Store, folder: Path,
               progress: Callable[[str, float], None], batch: int = 1) -> None:

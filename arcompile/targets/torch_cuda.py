@@ -176,6 +176,7 @@ class TorchCpu(Reference):
 class TorchCuda(TorchCpu):
     """torch on an NVIDIA GPU, with our kernels, and a CUDA graph for each step's shape."""
 
+    device = "cuda"
     needs = ("torch==2.13.0", "triton>=3.9")
 
     def open(self, program: Program, folder: Path, threads: int) -> Models:

@@ -105,6 +105,46 @@ def test_peer(name):
 
 
 @pytest.mark.parametrize("name", sorted(KERNELS.all()))
+def test_rivals(name):
+    """What else is timed against runs on the same arguments."""
+    import torch
+
+    k = KERNELS[name]
+    for c in k.shapes:
+        given = check.tensors(k, k.inputs(c, np.random.default_rng(1)), "f32", "cpu")
+        for called, run in k.rivals(c).items():
+            if called == "flash":  # torch has it on a GPU alone
+                continue
+            assert torch.isfinite(run(**given)).all(), called
+    assert bool(k.rivals(k.large[0])) == (name in {"range_attention", "flash_decode",
+                                                   "logits_chain"})
+
+
+def test_times_go_on_after_a_rival_that_fails(tmp_path, monkeypatch, capsys):
+    """Rows of what ran; how the best of ours stands to each other."""
+    def refuses(**_):
+        raise RuntimeError("no kernel takes it")
+
+    k = replace(KERNELS["add_norm"], rivals=lambda c: {"other": refuses})
+    monkeypatch.setattr(timing, "facts", lambda: {"device": "GPU A"})
+    monkeypatch.setattr(timing, "ceilings", lambda: {"bytes": 1e12, "flops": 1e14})
+    monkeypatch.setattr(timing, "tensors", lambda *a: {})
+    monkeypatch.setattr(timing, "absent", lambda v: "" if v.name == "v1" else "not here")
+
+    def measured(run):
+        if run.func is refuses:
+            run()
+        return 2e-6 if run.func is k.peer else 1e-6
+
+    monkeypatch.setattr(timing, "measure", measured)
+    rows = timing.time_all(k, tmp_path / "gpu.jsonl")
+    assert {r["version"] for r in rows} == {"v1", "torch"}
+    said = capsys.readouterr().out
+    assert "v1 takes 0.50 of torch's time" in said
+    assert "no kernel takes it" in said
+
+
+@pytest.mark.parametrize("name", sorted(KERNELS.all()))
 def test_declared(name):
     """One line about it, a cost, real shapes that some version takes, and a reason where none."""
     k = KERNELS[name]
