@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from arcompile.ceilings import Ceilings, window_of
-from arcompile.cost import Cost, Graphs, program_cost
+from arcompile.ceilings import PAUSE, Ceilings, window_of
+from arcompile.cost import program_cost
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.pipeline import PASSES, Pass, run
@@ -21,7 +23,6 @@ from arcompile.quality import LOSSY, Judge, condition, judged, settings
 from arcompile.runtime import request
 from arcompile.runtime.engine import Engine
 from arcompile.target import TARGETS
-from arcompile.walk import walk
 from arcompile.weights import Store, Weights
 
 TURNS = 12  # times each method draws at most, by turns with plain decoding; the quickest counts
@@ -33,23 +34,26 @@ NONE = "none"
 
 @dataclass
 class Tried:
-    """One method. seconds: to draw `batch` images, without the decoder; forwards: for an image.
+    """One method. seconds: to draw `batch` images, without the decoder; beside: the same by plain
+    decoding, by turns with it; forwards: for an image; rounds: of the slowest image.
 
-    gain: over plain decoding beside it; predicted: the same by what plain steps of more images
-    take, for methods with windows (`ceilings`), and by bytes for others.
+    gain: beside over seconds; predicted: the same by parts for methods that draw in windows
+    (`ceilings`; None where a pass behind refuses those parts), and by the bytes that are moved for
+    others.
     """
 
     passes: tuple[Pass, ...]
     keeps: str = ""
     seconds: float = 0.0
+    beside: float = 0.0
     forwards: float = 0.0
+    rounds: float = 0.0
     gain: float = 1.0
-    predicted: float = 0.0
+    predicted: float | None = None
     score: float | None = None
     refused: str = ""
-    cost: Cost = field(default_factory=Cost)
+    bytes: int = 0
     window: int = 0
-    drafting: int = 0  # bytes that a second model moves, over all rounds
     engine: Engine | None = None
 
     @property
@@ -60,8 +64,9 @@ class Tried:
         if self.refused:
             return {"method": self.name, "refused": self.refused}
         found = {"method": self.name, "keeps": self.keeps, "seconds": round(self.seconds, 4),
-                 "forwards": round(self.forwards, 2), "gain": round(self.gain, 3),
-                 "predicted": round(self.predicted, 3)}
+                 "beside": round(self.beside, 4), "forwards": round(self.forwards, 2),
+                 "gain": round(self.gain, 3),
+                 "predicted": self.predicted and round(self.predicted, 3)}
         return found if self.score is None else {**found, "score": round(self.score, 4)}
 
 
@@ -69,7 +74,7 @@ class Tried:
 class Bench:
     """What candidates are made from and measured with."""
 
-    plain: Program  # before any pass
+    plain: Program  # before the passes that are to be tried
     source: Weights
     facts: Mapping[str, Any]  # of the manifest
     folder: Path  # an empty one for engines
@@ -88,18 +93,27 @@ def decide(passes: Sequence[Pass], bench: Bench,
     at = next(i for i, p in enumerate(passes) if isinstance(p, Auto))
     auto = passes[at]
     assert isinstance(auto, Auto)
-    before, after = [*passes[:at]], [*passes[at + 1:]]
+    before, behind = [*passes[:at]], [*passes[at + 1:]]
     share = auto.share()
     if share < 1 and bench.judge is None:
         raise ArcError(f"auto cannot tell a quality of {share:g}: nothing judges these pictures",
                        hint="give quality=exact; the shipped demos have a judge")
-    tried = [*_measured(before, after, auto, share, bench, progress)]
-    predict(tried, auto.batch)
-    best = _best(tried, share, lambda t: _score(t, before, after, bench),
+    ready = after(bench, before)
+    tried = [*_measured(behind, auto, share, ready, progress)]
+    told = Ceilings(
+        ready.plain, lambda p, more: engine([*more, *behind], replace(ready, plain=p)), auto.batch)
+    predict(tried, told)
+    best = _best(tried, share, lambda t: _score(t, behind, ready),
                  lambda t: _again(tried[0], t, auto.batch))
     found = {"quality": auto.quality, "batch": auto.batch, "chosen": best.name,
              "tried": [t.data() for t in tried]}
-    return [*before, *best.passes, *after], found
+    return [*before, *best.passes, *behind], found
+
+
+def after(bench: Bench, passes: Sequence[Pass]) -> Bench:
+    """The bench of the program that these passes make."""
+    source = bench.source.plus({k: v for p in passes for k, v in p.brings().load.items()})
+    return replace(bench, plain=run(bench.plain, passes, source), source=source)
 
 
 def methods(share: float) -> Iterator[Pass]:
@@ -109,106 +123,95 @@ def methods(share: float) -> Iterator[Pass]:
             yield from (cls(**options) for options in cls.tries)
 
 
-def _measured(before: list[Pass], after: list[Pass], auto: Auto, share: float, bench: Bench,
+def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench,
               progress: Callable[[str, float], None]) -> Iterator[Tried]:
-    base = _engine([*before, *after], bench)
+    """Plain decoding, whose seconds are those of all turns, and every method beside it."""
+    base = engine(behind, bench)
     cond = condition(base, count=auto.batch)
     plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)),
-                  cost=program_cost(base.program, auto.batch).total)
+                  bytes=program_cost(base.program, auto.batch).total.bytes)
     timed(base, cond, auto.batch, stop=WARM)
-    plain.seconds = timed(base, cond, auto.batch)[0]
-    yield plain
-    every = [*methods(share)]
+    every, tried = [*methods(share)], [plain]
     for i, p in enumerate(every):
         progress("auto", i / len(every))
         try:
-            e = _engine([*before, p, *after], bench)
+            e = engine([p, *behind], bench)
         except ArcError as why:
-            yield Tried((p,), refused=why.what)
+            tried.append(Tried((p,), refused=why.what))
             continue
-        yield _beside(base, Tried((p,), p.keeps, engine=e), cond, auto.batch)
+        tried.append(_beside(base, Tried((p,), p.keeps, engine=e), cond, auto.batch))
     progress("auto", 1.0)
+    turns = [t.beside for t in tried if t.beside] or [timed(base, cond, auto.batch)[0]]
+    plain.seconds = plain.beside = float(np.median(turns))
+    yield from tried
 
 
 def _beside(base: Engine, t: Tried, cond: Any, batch: int) -> Tried:
-    """By turns with plain decoding, so that a machine that slows down slows both."""
+    """By turns with plain decoding, so that a machine that slows down slows both. Each turn has
+    other seeds, of which some take fewer rounds: the quickest round and the mean of rounds count.
+    """
     e = t.engine
     assert e is not None
     timed(e, cond, batch, stop=WARM)
-    mine, theirs, rounds = [], [], []
+    mine, theirs = [], []
     for turn in range(TURNS):
+        time.sleep(PAUSE)
         theirs.append(timed(base, cond, batch, turn)[0])
-        seconds, forwards = timed(e, cond, batch, turn)
-        mine.append(seconds)
-        rounds.append(forwards)
-        if sum(mine) + sum(theirs) > LONG:
+        time.sleep(PAUSE)
+        mine.append(timed(e, cond, batch, turn))
+        if sum(m[0] for m in mine) + sum(theirs) > LONG:
             break
-    t.seconds, t.forwards = min(mine), float(np.mean(rounds))
-    t.gain = min(theirs) / t.seconds
+    seconds, forwards, rounds = np.array(mine).T
+    t.forwards, t.rounds = float(forwards.mean()), float(rounds.mean())
+    t.seconds, t.beside = float((seconds / rounds).min()) * t.rounds, min(theirs)
+    t.gain = t.beside / t.seconds
     e.__dict__.pop("models", None)  # its memory
     p = e.program
     committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
-    whole = program_cost(p, batch, committed=committed)
-    t.cost, t.window, t.drafting = whole.total, window_of(p), drafted_bytes(p, batch, committed)
+    t.bytes, t.window = program_cost(p, batch, committed=committed).total.bytes, window_of(p)
     return t
 
 
-def drafted_bytes(p: Program, batch: int, committed: float) -> int:
-    """Bytes of all runs of a window's steps that are not those of its widest graph."""
-    runs = [r for turn in walk(p, batch, True, committed) for r in turn.runs
-            if turn.name.isdigit() and p.steps[int(turn.name)].window > 1]
-    each, total = Graphs(), dict[str, int]()
-    for r in runs:
-        total[r.graph.name] = total.get(r.graph.name, 0) + each.cost(r).bytes
-    return sum(total.values()) - max(total.values(), default=0)
-
-
-def _engine(passes: Sequence[Pass], bench: Bench) -> Engine:
-    """Lowered to a folder of its own, to be run."""
-    source = bench.source.plus({k: v for p in passes for k, v in p.brings().load.items()})
-    p = run(bench.plain, passes, source)
+def engine(passes: Sequence[Pass], bench: Bench, whole: bool = False) -> Engine:
+    """Lowered to a folder of its own, to be run; what follows the loop only if it is `whole`."""
+    made = after(bench, passes)
+    if not whole:
+        p = made.plain
+        called = {c.graph for calls in (p.prompt, *(s.calls for s in p.steps)) for c in calls}
+        made = replace(made, plain=replace(p, finish=(), preview=(), graphs=tuple(
+            g for g in p.graphs if g.name in called)))
     where = Path(tempfile.mkdtemp(dir=bench.folder))
-    TARGETS[bench.facts["target"]].lower(p, Store(source, p.fold), where, lambda stage, part: None)
-    return Engine(where, bench.facts, p, (), 0)
+    TARGETS[bench.facts["target"]].lower(made.plain, Store(made.source, made.plain.fold), where,
+                                         lambda stage, part: None)
+    return Engine(where, bench.facts, made.plain, (), 0)
 
 
-def timed(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0) -> tuple[float, float]:
-    """(seconds until all is drawn, forwards an image) of one request; without the decoder."""
+def timed(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0
+          ) -> tuple[float, float, float]:
+    """(seconds until all is drawn, forwards an image, rounds) of one request; no decoder."""
     s, seeds = settings(e), [turn * batch + i for i in range(batch)]
     q = request.make(e, cond, seeds, 1, s["guidance"], None, s["temperature"], s["top_k"],
                      s["top_p"], {})
     count = itertools.count(1)
     out = e._loop(q).run((lambda _: next(count) < stop) if stop else None, finish=False)
-    spent = out.timings["prompt"] + out.timings["loop"]
-    rounds = float((out.rounds > 0).sum(0).mean()) if len(out.rounds) else 0.0
-    return spent, rounds or float(len(e.program.steps))
+    spent, steps = out.timings["prompt"] + out.timings["loop"], float(len(e.program.steps))
+    forwards = float((out.rounds > 0).sum(0).mean()) if len(out.rounds) else steps
+    return spent, forwards, float(len(out.rounds)) or steps
 
 
 # --- the choice ----------------------------------------------------------------------------------
 
 
-def predict(tried: Sequence[Tried], batch: int = 1,
-            ceilings: Callable[[int, int], float] | None = None) -> None:
-    """Gains by the cost model. Fills in `predicted`.
-
-    A round of a window takes as many plain steps as `ceilings` (window, batch) says, by default
-    measured with the plain engine, and what drafting and verifying take beside, which the
-    narrowest window of each method tells: that one is no prediction. A second model goes by the
-    bytes it moves, as does what has no windows.
-    """
+def predict(tried: Sequence[Tried], told: Ceilings) -> None:
+    """Gains by the cost model. Fills in `predicted`: of methods that draw in windows by the rounds
+    they took and what `told` says of a round, of others by the bytes they move."""
     plain = tried[0]
-    assert ceilings or plain.engine
-    told = ceilings or Ceilings(plain.engine).steps  # type: ignore[arg-type]
-    each = max(plain.cost.bytes / max(plain.forwards, 1), 1)
-    beside: dict[str, float] = {}
-    for t in sorted((t for t in tried if not t.refused), key=lambda t: t.window):
-        steps = t.cost.bytes / each
+    for t in tried:
         if t.window:
-            rounds = t.forwards * told(t.window, batch) + t.drafting / each
-            took = plain.forwards / t.gain
-            own = beside.setdefault(t.passes[0].name, (took - rounds) / t.forwards)
-            steps = rounds + t.forwards * own
-        t.predicted = plain.forwards / max(steps, 1e-12)
+            with contextlib.suppress(ArcError):  # a pass behind wants caches, say: it has no parts
+                t.predicted = told.image() / told.window(t.passes[0], t.rounds)
+        elif not t.refused:
+            t.predicted = plain.bytes / max(t.bytes, 1)
 
 
 def _again(plain: Tried, t: Tried, batch: int) -> float:
@@ -237,9 +240,9 @@ def _best(tried: Sequence[Tried], share: float, score: Callable[[Tried], float],
     return plain
 
 
-def _score(t: Tried, before: list[Pass], after: list[Pass], bench: Bench) -> float:
+def _score(t: Tried, behind: list[Pass], bench: Bench) -> float:
     assert bench.judge is not None
-    e = _engine([*before, *t.passes, *after], bench)
+    e = engine([*t.passes, *behind], bench, whole=True)
     return float(judged(e, bench.judge, bench.pictures)["both"])
 
 
@@ -259,13 +262,15 @@ def chosen(passes: Sequence[Pass], bench: Bench,
 def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each method, under a row of titles; the chosen one has a mark."""
     table: list[tuple[str, ...]] = [
-        ("tried", "", "keeps", "forwards", "s", "gain", "predicted", "judge")]
+        ("tried", "", "keeps", "forwards", "s", "plain s", "gain", "predicted", "judge")]
     for t in found["tried"]:
         mark = "*" if t["method"] == found["chosen"] else ""
         if "refused" in t:
-            table.append((t["method"], mark, "refused: " + t["refused"], "", "", "", "", ""))
+            table.append((t["method"], mark, "refused: " + t["refused"], *[""] * 6))
             continue
+        predicted = "" if t["predicted"] is None else f"{t['predicted']:.2f}x"
         score = "" if "score" not in t else f"{t['score']:.3f}"
         table.append((t["method"], mark, t["keeps"], f"{t['forwards']:.1f}",
-                      f"{t['seconds']:.3g}", f"{t['gain']:.2f}x", f"{t['predicted']:.2f}x", score))
+                      f"{t['seconds']:.3g}", f"{t.get('beside', 0):.3g}",
+                      f"{t['gain']:.2f}x", predicted, score))
     return table

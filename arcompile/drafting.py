@@ -35,13 +35,14 @@ def draft(p: Program, name: str, window: int, small: Program, method: Method,
     own = _Small(small, mark)
     again = (Call(own.at("next")), Call(own.at("feed")), Call(own.at("step")))
     graphs = (open_graph(v), begin_graph(own.at, v, p.positions),
-              next_graph(own.at, p.positions, window), *own.graphs(v),
+              next_graph(own.at, p.positions, window), *own.graphs(v, bool(small.state)),
               read_graph(own.at, v, window),
               merge(merge(bare(step), law_graph(v)), verify_graph(v, method), "window"))
     first, rest = p.steps[0], tuple(range(1, p.positions))
     gone = {c.graph for c in first.calls} - {"feed"}
+    fill = [Call(own.at("open"))] if small.state else []  # the prompt, where it carries anything
     steps = (
-        replace(first, calls=(Call("open"), Call("window"), Call(own.at("open"))), window=1),
+        replace(first, calls=(Call("open"), Call("window"), *fill), window=1),
         Step(rest, rest, (Call(own.at("begin")), *again * window, Call(own.at("read")),
                           Call("feed"), Call("window")), first.guide, len(rest), window=window))
     return replace(
@@ -93,8 +94,9 @@ class _Small:
     def state(self) -> tuple[tuple[str, Type], ...]:
         return tuple((self.at(k), t) for k, t in self.p.state)
 
-    def graphs(self, v: int) -> tuple[Graph, ...]:
-        """Prompt, feed, the step on the prompt, and the step that draws a draft."""
+    def graphs(self, v: int, carries: bool) -> tuple[Graph, ...]:
+        """Prompt, feed, the step on the prompt if it carries anything, and the step that draws a
+        draft."""
         prompt = [self.p.graph(c.graph) for c in self.p.prompt]
         step = bare(self.p.graph(self.p.steps[0].calls[0].graph))
         own = {k for g in prompt for k, _ in g.results} | {k for k, _ in self.p.state}
@@ -111,7 +113,7 @@ class _Small:
         return (
             *(renamed(g, self.at(g.name), names) for g in prompt),
             renamed(self.p.graph("feed"), self.at("feed"), {**names, "token": self.at("token")}),
-            renamed(fill, self.at("open"), names),
+            *([renamed(fill, self.at("open"), names)] if carries else []),
             renamed(drawn, self.at("step"), {**names, **more}))
 
 

@@ -59,6 +59,10 @@ class Pass:
         """
         return self
 
+    def drafter(self) -> Sequence[Pass] | None:
+        """The passes that make the model that drafts; None where no second model does."""
+        return None
+
     def left(self, p: Program) -> Mapping[str, str]:
         """Weights of the kind it is about that it leaves as they are, and why."""
         return {}

@@ -10,6 +10,8 @@ from arcompile.ir import Builder, Graph, Value, dce
 from arcompile.program import Program, Step
 from arcompile.program_text import FOLD
 
+STEEP = 100.0  # of lines that stand for logits, where what is fed begins with 1
+
 
 def check(p: Program, name: str) -> None:
     """Raise ArcError unless each step draws the next position by `step, sample, feed`."""
@@ -61,6 +63,31 @@ def bare(step: Graph) -> Graph:
     g = dce(replace(step, results=own))
     read = {a for n in g.nodes for a in n.args} | {v for _, v in own}
     return replace(g, params=tuple(v for v in g.params if v in read))
+
+
+def hollow(p: Program) -> Program:
+    """The program with a network that is nothing: its logits are lines over the codebook, steep as
+    the first number of what is fed. All else is run as it was; it carries nothing.
+
+    What is left of its time is what decoding takes beside the network. Raises ArcError.
+    """
+    check(p, "hollow")
+    g = p.graph(p.steps[0].calls[0].graph)
+    x, logits, carried = g.param("x"), g.result("logits"), {k for k, _ in p.state}
+    if x is None or logits is None:
+        raise ArcError(f"graph {g.name} of {p.name} makes no logits of x")
+    b, v = Builder(g.name, taken=[v.name for v in g.values()]), int(logits.type.shape[-1])
+    for n in [n for n in g.nodes if n.op == "tail"][-1:]:
+        x = b.tail(x, n.args[1], **n.attrs)
+    steep = b.cast(b.slice(x, axis=2, start=0, stop=1), dtype=logits.type.dtype)
+    codes = b.cast(b.arange(dtype="i64", shape=(v,)), dtype=logits.type.dtype)
+    lines = b.mul(steep, b.mul(codes, b.const(dtype=logits.type.dtype, value=STEEP / v)))
+    rest = (replace(n, args=tuple(lines if a is logits else a for a in n.args)) for n in g.nodes)
+    kept = tuple((k, lines if r is logits else r) for k, r in g.results if k not in carried)
+    new = dce(replace(g, nodes=(*b.nodes, *rest), results=kept))
+    read = {a for n in new.nodes for a in n.args} | {r for _, r in new.results}
+    new = replace(new, params=tuple(v for v in new.params if v in read))
+    return replace(p, graphs=tuple(new if h is g else h for h in p.graphs), state=())
 
 
 def embedding(p: Program, name: str) -> Value:

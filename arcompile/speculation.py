@@ -80,6 +80,20 @@ def jacobi(p: Program, name: str, window: int, guess: str = "repeat") -> Program
     return _rounds(p, window, graphs, tuple(replace(d, when="place") for d in p.draws))
 
 
+ROUNDS = 32  # of an image in blind windows, at least
+
+
+def blind(p: Program, name: str, window: int) -> Program:
+    """`p` in windows whose drafts nobody looks at: each round commits the first few, so that some
+    dozens of rounds go through the image. No picture: what a network takes on so many slots."""
+    window_of(p, name, window)
+    step = p.graph(p.steps[0].calls[0].graph)
+    stride = min(window, max(1, p.positions // ROUNDS))
+    graphs = (open_graph(0), draft_graph(0, window, p.positions, "repeat"),
+              merge(bare(step), blind_graph(stride), "window"))
+    return _rounds(p, window, graphs, p.draws)
+
+
 def _rounds(p: Program, window: int, graphs: tuple[Graph, ...],
             draws: tuple[Draw, ...]) -> Program:
     """The first token by the prompt alone, the others in windows."""
@@ -156,6 +170,14 @@ def agree_graph(vocabulary: int) -> Graph:
     drawn = b.draw(*_drawn_by(b, vocabulary))
     token, accepted = b.agree(drawn, b.param("draft", "i64[b,c]"), b.param("done", "i64[b]"))
     return b.graph(token=token, accepted=accepted)
+
+
+def blind_graph(stride: int) -> Graph:
+    """draft, done -> token i64[b,c], accepted i64[b]: so many more, whatever they are."""
+    b = Builder("blind")
+    draft, done = b.param("draft", "i64[b,c]"), b.param("done", "i64[b]")
+    return b.graph(token=b.mul(draft, b.const(dtype="i64", value=1)),
+                   accepted=b.add(done, b.const(dtype="i64", value=stride)))
 
 
 def _drawn_by(b: Builder, vocabulary: int) -> tuple[Value, Value, Value]:

@@ -6,6 +6,7 @@ fewer layers, a smaller cache. What it gets wrong costs time, never the law.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from arcompile import partner
@@ -64,6 +65,9 @@ class Draft(Pass):
         if not self.engine or self.window == 1:
             return Weights({})
         return partner.brought(self.engine, _own)
+
+    def drafter(self) -> Sequence[Pass] | None:
+        return None if self.engine else parse_pipeline(self.by)
 
     def reads(self) -> tuple[str, ...]:
         return (partner.digest(self.engine),) if self.engine else ()

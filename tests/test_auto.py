@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from tiny import llama, weights
 
-from arcompile import auto
+from arcompile import auto, ceilings
 from arcompile.auto import Bench, Tried, decide, methods, predict, rows
-from arcompile.cost import Cost
+from arcompile.ceilings import Ceilings, Spent, window_of
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.passes.dead_code import DeadCode
@@ -20,14 +21,17 @@ from arcompile.passes.scd import SCD
 from arcompile.pipeline import contract, parse_pipeline, run
 from arcompile.program_text import to_data
 from arcompile.quality import LOSSY
+from arcompile.raster import hollow
+from arcompile.runtime.engine import Engine
+from arcompile.speculation import blind
 
 FACTS = {"family": "tiny", "target": "reference", "dtype": "f32", "key": "", "passes": [],
          "vocabulary": 16, "info": {"classes": 3}, "defaults": {"guidance": 1.5}}
 
 
-def bench(folder, **more):
+def bench(folder, plain=None, **more):
     p = llama(2)
-    return Bench(p, weights(p), FACTS, folder, **more)
+    return Bench(plain or p, weights(p), FACTS, folder, **more)
 
 
 def test_exact_methods_only_unless_asked():
@@ -38,41 +42,98 @@ def test_exact_methods_only_unless_asked():
 
 
 def test_predictions():
-    """By windows' rounds where there are windows, by bytes elsewhere, drafters apart; what rounds
-    take beside is told by the narrowest window."""
-    plain = Tried((), cost=Cost(weights=640), forwards=64.0)  # ten bytes a step
-    narrow = Tried((SCD(),), forwards=32.0, window=4, gain=64 / (32 * 1.9))  # 0.4 beside
-    scd = Tried((SCD(),), cost=Cost(weights=99), forwards=16.0, window=8)
-    draft = Tried((Draft(),), forwards=16.0, window=4, drafting=320, gain=64 / (16 * 1.6 + 32))
-    drafts = Tried((Draft(),), forwards=8.0, window=8, drafting=320)
-    other = Tried((GSD(),), cost=Cost(weights=320), forwards=64.0)
-    predict([plain, scd, narrow, draft, drafts, other, Tried((GSD(),), refused="no")], 2,
-            lambda window, batch: {(8, 2): 2.0, (4, 2): 1.5}[window, batch])
-    assert plain.predicted == 1
-    assert narrow.predicted == pytest.approx(narrow.gain)
-    assert scd.predicted == pytest.approx(64 / (16 * 2.4))
-    assert drafts.predicted == pytest.approx(64 / (8 * 2.1 + 32))
-    assert other.predicted == 2
+    """By rounds and what they are told to take where there are windows, by bytes elsewhere."""
+    class Told:
+        def image(self):
+            return 6.0
+
+        def window(self, p, rounds):
+            return p.window * rounds
+
+    tried = [Tried((), bytes=640), Tried((SCD(window=2),), rounds=16.0, forwards=12.0, window=2),
+             Tried((GSD(),), bytes=320), Tried((GSD(),), refused="no")]
+    predict(tried, Told())
+    assert [t.predicted for t in tried] == [1.0, 6 / 32, 2.0, None]
 
 
-def test_a_window_costs_what_a_step_of_as_many_images_does(monkeypatch):
-    from arcompile import ceilings
+def test_no_prediction_where_passes_behind_refuse_a_network_that_is_nothing(monkeypatch):
+    def make(p, passes):
+        raise ArcError("this pass needs caches")
 
+    tried = [Tried((), bytes=640), Tried((SCD(window=2),), rounds=3.0, window=2)]
+    predict(tried, Ceilings(llama(2), make, 1))
+    assert tried[1].predicted is None
+    assert rows({"chosen": "none", "tried": [t.data() for t in tried]})[2][-2] == ""
+
+
+def told_by(monkeypatch, seconds, batch=1):
+    """Ceilings whose parts take made-up seconds, and the parts that were asked for."""
     asked = []
-    monkeypatch.setattr(ceilings, "step_seconds", lambda e, n: asked.append(n) or 1.0 + n)
-    told = ceilings.Ceilings(None)
-    assert told.steps(4, 1) == 5 / 2
-    assert told.steps(4, 2) == 9 / 3
-    assert told.steps(2, 2) == 5 / 3  # four images are known
-    assert asked == [1, 4, 2, 8]
+
+    def make(p, passes):
+        asked.append((window_of(run(p, passes)), not p.state, ", ".join(map(str, passes))))
+        return asked[-1]
+
+    monkeypatch.setattr(ceilings, "spent", lambda e, *n: seconds(*e))
+    return Ceilings(llama(2), make, batch), asked
 
 
-def test_what_a_drafter_moves():
-    p = run(llama(2), [SCD(window=2)])
-    few = auto.drafted_bytes(p, 1, 1.0)
-    assert auto.drafted_bytes(llama(2), 1, 1.0) == 0
-    q = run(llama(2), [Draft(window=2, by="shallow{layers=1}")])
-    assert auto.drafted_bytes(q, 1, 1.0) > 4 * few > 0
+def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(monkeypatch):
+    """The network takes a second a slot and 7 at first; the loop 0.5, a method 0.25 more."""
+    def seconds(window, nothing, passes):
+        own = 0.5 + 0.25 * ("scd" in passes)
+        return Spent(1.0 if nothing else 8.0, own if nothing else own + max(window, 1))
+
+    told, asked = told_by(monkeypatch, seconds)
+    assert told.image() == 8 + 4 * 1.5
+    assert told.window(SCD(window=2), 3.0) == 8 + 3 * (0.75 + 2)
+    assert (2, True, "scd{window=2}") in asked
+    assert (2, False, "scd{window=2}") not in asked  # the method itself is not run
+    count = len(asked)
+    assert told.window(SCD(window=3), 2.0) == 8 + 2 * (0.75 + 3)
+    assert len(asked) == count + 3  # the method, and the window with and without a network
+    with pytest.raises(ArcError, match="draws in no windows"):
+        told.window(SCD(window=1), 2.0)
+
+
+def test_a_second_model_drafts_once_for_each_slot(monkeypatch):
+    def seconds(window, nothing, passes):
+        own = 0.5 + 0.125 * ("draft" in passes)
+        network = 0.75 if passes == "dead-code" else max(window, 1)
+        return Spent(0.0, own + (0.0 if nothing else network))
+
+    told, _ = told_by(monkeypatch, seconds)
+    each = told.round(Draft(window=2, by="dead-code")).each
+    assert each == 0.625 + 2 + 2 * 0.75
+
+
+def test_parts_are_least_times_of_equal_runs(monkeypatch, tmp_path):
+    runs = iter([[9, 9, 9, 9], [5, 3, 1, 4], [4, 4, 4, 1]] * 2)
+
+    class Timed:
+        def __init__(self, *a):
+            pass
+
+        def run(self, on_step, finish):
+            return SimpleNamespace(timings={"steps": next(runs)})
+
+    monkeypatch.setattr(ceilings, "TURNS", 2)
+    monkeypatch.setattr(Engine, "_loop", lambda e, q: Timed())
+    e = auto.engine([], bench(tmp_path))
+    assert ceilings.spent(e, 1) == Spent(4 + 3 - 2 * 1, 1)
+
+
+@pytest.mark.parametrize("what", ["nothing", "blind"])
+def test_parts_run(tmp_path, what):
+    """A network that is nothing draws by any method, and blind windows end."""
+    p = hollow(llama(2)) if what == "nothing" else blind(llama(2), "scd", 2)
+    e = auto.engine([SCD(window=2)] if what == "nothing" else [], bench(tmp_path, plain=p))
+    held = any(n.op == "attention" for g in e.program.graphs for n in g.nodes)
+    assert held == (what == "blind")
+    _, forwards, rounds = auto.timed(e, [1, 2], 2)
+    assert 1 < forwards <= rounds <= 4
+    small = auto.engine([Draft(window=2, by="dead-code")], bench(tmp_path, plain=hollow(llama(2))))
+    assert auto.timed(small, [1], 1)[2] <= 4
 
 
 def test_the_quickest_that_keeps_enough():
@@ -92,7 +153,8 @@ def test_the_quickest_that_keeps_enough():
 def test_what_was_measured_is_told(tmp_path, monkeypatch):
     """Time is made up here: a forward takes a second, whatever it is of."""
     true = auto.timed
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 2)
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 3)
+    monkeypatch.setattr(ceilings, "spent", lambda e, *n: Spent(0.0, 1.0))
     passes, found = decide([DeadCode(), Auto(), DeadCode()], bench(tmp_path))
     assert passes[0] == passes[-1] == DeadCode()
     assert len(passes) == 3
@@ -107,7 +169,8 @@ def test_what_was_measured_is_told(tmp_path, monkeypatch):
 
 def test_nothing_where_nothing_gains(tmp_path, monkeypatch):
     true = auto.timed
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, true(*a, **k)[1]))
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, true(*a, **k)[1], 1.0))
+    monkeypatch.setattr(ceilings, "spent", lambda e, *n: Spent(0.0, 1.0))
     passes, found = decide([Auto()], bench(tmp_path))
     assert passes == []
     assert found["chosen"] == "none"
@@ -144,8 +207,9 @@ def test_a_pipeline_keeps_what_its_weakest_pass_keeps():
 def test_the_engines_readme_tells_it():
     from arcompile.compile import _contract
 
-    tried = [Tried((), "values", 1.0, 64.0), Tried((SCD(),), "distribution", 0.5, 21.0, 2.0)]
+    tried = [Tried((), "values", 1.0, 1.0, 64.0),
+             Tried((SCD(),), "distribution", 0.5, 1.0, 21.0, 21.0, 2.0)]
     text = _contract({"contract": contract([SCD()]), "auto": {
         "chosen": "scd", "tried": [t.data() for t in tried]}})
     assert text.startswith("exact in law: images are distributed as the model's own (by scd)\n")
-    assert "| scd | * | distribution | 21.0 | 0.5 | 2.00x |" in text
+    assert "| scd | * | distribution | 21.0 | 0.5 | 1 | 2.00x |" in text
