@@ -5,6 +5,7 @@ Golub and LeVeque 1983: a sum of squares alone loses the variance of channels fa
 
 v1  one program an image and group
 v2  many programs a group: one launch for the moments of chunks, one that joins and applies them
+v3  CUDA: the same, for ONNX Runtime too
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 
 from arcompile.ir import OPS
 from arcompile.kernel import Case, case, declare, kernel
+from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 
@@ -177,6 +179,20 @@ def v2(x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool, block: int =
     launch(_part, (n * groups, chunks), x, part, size, chunk, chunks, N=block)
     launch(_rest, (n * groups, chunks), x, w, b, out, part, groups, c // groups, hw, chunk, chunks,
            eps, N=block, P=pow2(chunks), SILU=bool(silu))
+    return out
+
+
+@kernel("group_norm_silu", needs=("nvcc",), tune=({"chunk": 4096}, {"chunk": 16384}))
+def v3(x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool, chunk: int = 8192) -> Any:
+    """CUDA: the same, for ONNX Runtime too"""
+    import torch
+
+    n, c, hw = x.shape
+    size = c // groups * hw
+    out = empty(n, c, hw, like=x)
+    part = empty(n * groups, cdiv(size, chunk), 2, like=x, dtype=torch.float32)
+    cuda.call("group_norm_silu", x, w, b, out, part, n, groups, c // groups, hw, chunk, float(eps),
+              int(silu), min(256, max(32, pow2(min(size, chunk) // 4))), like=x)
     return out
 
 

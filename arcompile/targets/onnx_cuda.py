@@ -11,7 +11,7 @@ from typing import Any
 from arcompile.ir import Node
 from arcompile.targets import onnx_attention, patterns
 from arcompile.targets.onnx_emit import DTYPES, LOWER, Emitter, Lower, Nodes, fill, overlay
-from arcompile.targets.onnx_ops import ones
+from arcompile.targets.onnx_ops import _group_norm, ones
 from arcompile.targets.onnx_sampling import _draw, _filter, column
 
 CUDA: dict[str, Lower] = {}
@@ -62,6 +62,22 @@ def add(e: Emitter, n: Node, x: list[str]) -> str | list[str]:
 def _ada(e: Nodes, x: str, one: str, scale: str, shift: str, eps: str, *, epsilon: float) -> str:
     norm = e.op("LayerNormalization", x, one, axis=-1, epsilon=epsilon)
     return str(e.op("Add", e.op("Mul", norm, scale), shift))
+
+
+@cuda("group_norm", "group_norm_silu")
+def group_norm(e: Emitter, n: Node, x: list[str]) -> str | list[str]:
+    t, silu = n.args[0].type, n.op == "group_norm_silu"
+    if {v.type.dtype for v in n.args} != {t.dtype} or t.dtype not in SUFFIX:
+        return LOWER[n.op](e, n, x)
+    body = partial(_grouped, shape=t.shape, dtype=t.dtype, groups=n.attrs["groups"],
+                   epsilon=n.attrs["eps"], silu=silu)
+    name = f"GroupNorm{'Silu' if silu else ''}{SUFFIX[t.dtype]}"
+    made = e.own(name, body, *x, e.const([n.attrs["groups"]]), e.float([n.attrs["eps"]]))
+    return str(made[0])  # the second is what the kernel works in
+
+
+def _grouped(e: Nodes, *x: str, **how: Any) -> list[str]:
+    return [_group_norm(e, *x, **how), e.float([0])]
 
 
 # --- attention over caches -----------------------------------------------------------------------

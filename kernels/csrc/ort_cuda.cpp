@@ -35,6 +35,9 @@ int arc_range_attention(int dtype, const void* q, const void* k, const void* v, 
                         const void* end, const void* past, int mask, const void* lengths,
                         const void* pages, int count, void* out, int r, int s, int heads, int kv_heads,
                         int e, int slots, float scale, void* stream);
+int arc_group_norm_silu(int dtype, const void* x, const void* w, const void* b, void* out, void* part,
+                        int n, int groups, int per, int hw, int chunk, float eps, int silu, int threads,
+                        void* stream);
 }
 
 namespace arc {
@@ -166,6 +169,23 @@ ort::Status* range_attention(void*, ort::Context* c) {
                                   scale.f32()[0], stream(c)));
 }
 
+constexpr int64_t CHUNK = 8192;  // numbers of a group that a block takes
+
+// x [n,c,..], w and b [c], groups i64[1] and eps [1] on the host -> like x, and room to work in
+template <int DTYPE, int SILU>
+ort::Status* group_norm(void*, ort::Context* c) {
+  const Tensor x = input(c, 0), w = input(c, 1), b = input(c, 2), told = input(c, 3), eps = input(c, 4),
+               out = output(c, x.dims);
+  const int64_t n = x.dims[0], groups = told.i64()[0], per = x.dims[1] / groups;
+  const int64_t hw = n ? x.count() / (n * x.dims[1]) : 0, size = per * hw;
+  const Tensor room = output(c, {n * groups * ((size + CHUNK - 1) / CHUNK) * 2}, 1);
+  if (!x.count()) return nullptr;
+  return done(arc_group_norm_silu(DTYPE, x.data, w.data, b.data, out.data, room.data,
+                                  static_cast<int>(n), static_cast<int>(groups), static_cast<int>(per),
+                                  static_cast<int>(hw), static_cast<int>(CHUNK), eps.f32()[0], SILU,
+                                  std::min(threads(std::min(size, CHUNK) / 4), 256), stream(c)));
+}
+
 struct OnDevice : Declared {
   size_t host;  // inputs from this one on stay on the host
 };
@@ -202,11 +222,19 @@ OnDevice attention(const char* title, int t) {
   return on_device(title, {t, t, t, S, I, F}, {t}, range_attention<DTYPE>, 4);
 }
 
+template <int DTYPE, int SILU>
+OnDevice groups(const char* title, int t) {
+  return on_device(title, {t, t, t, I, F}, {t, F}, group_norm<DTYPE, SILU>, 3);
+}
+
 const std::array OPS = {
     norm<0>("AdaNorm", F), norm<1>("AdaNormF16", H), norm<2>("AdaNormBF16", B),
     decode<0>("FlashDecode", F), decode<1>("FlashDecodeF16", H), decode<2>("FlashDecodeBF16", B),
     attention<0>("RangeAttention", F), attention<1>("RangeAttentionF16", H),
     attention<2>("RangeAttentionBF16", B),
+    groups<0, 0>("GroupNorm", F), groups<1, 0>("GroupNormF16", H), groups<2, 0>("GroupNormBF16", B),
+    groups<0, 1>("GroupNormSilu", F), groups<1, 1>("GroupNormSiluF16", H),
+    groups<2, 1>("GroupNormSiluBF16", B),
     on_device("LogitsChain", {F, I, I, F, F, I, F, I, F}, {I}, logits_chain),
 };
 

@@ -79,7 +79,7 @@ def test_sums_of_a_block(probe):
 
 # Kernels in a source, and the registers they may use: by 32 two blocks of 1024 threads fit a
 # processor, by 80 six of 128, by 192 two of 128.
-BOUNDS = {"flash_decode": (15, 80), "range_attention": (5, 192)}
+BOUNDS = {"flash_decode": (15, 80), "group_norm_silu": (6, 48), "range_attention": (5, 192)}
 
 
 @needs_nvcc
@@ -101,6 +101,7 @@ def test_builds(name, arch):
     ("flash_decode", {"r": 2, "h": 2, "g": 1, "e": 72, "slots": 300}),
     ("flash_decode", {"r": 1, "h": 2, "e": 64, "slots": 200, "kv": "int8"}),
     ("flash_decode", {"r": 1, "h": 1, "e": 128, "slots": 90, "kv": "int4", "interleaved": False}),
+    ("group_norm_silu", {"n": 2, "c": 6, "groups": 2, "hw": 7000}),
     ("add_norm", {"n": 2, "d": 96}), ("logits_chain", {"b": 2, "c": 1, "v": 300})])
 def test_real_heads_and_bf16(name, shape, dtype):
     """Several tiles of keys and sizes of heads beyond those of test_triton.py, and bf16, which

@@ -216,6 +216,20 @@ def cast_ends(data):
     return model.SerializeToString()
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("op", ["group_norm", "group_norm_silu"])
+def test_group_norms_are_one_kernel(library, dtype, op):
+    """Groups of more than a chunk, and channels far from zero."""
+    b = Builder("g")
+    x, w, bias = (b.param(k, f"{dtype}[{s}]") for k, s in (("x", "b,6,60,50"), ("w", 6), ("s", 6)))
+    g = b.graph(y=getattr(b, op)(x, w, bias, groups=2, eps=1e-6))
+    feed = {p.name: RNG.standard_normal([2 if d == "b" else d for d in p.type.shape], np.float32)
+            for p in g.params}
+    feed["x"] += np.arange(6, dtype=np.float32)[:, None, None]
+    kind = f"GroupNorm{'Silu' if 'silu' in op else ''}{onnx_cuda.SUFFIX[dtype]}"
+    compared(g, feed, library, kind, dtype, plain=dtype == "f32")
+
+
 def test_what_kernels_do_not_take_stays():
     """A vocabulary beyond shared memory; rows that share a scale; norms with weights."""
     assert kinds(emit(sample_graph(60_000), {}, table=onnx_cuda.table())) == set()
@@ -260,9 +274,11 @@ def test_an_engine_draws_the_same_tokens(library, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "target", "found"), [
-    ("llamagen", "ort-cuda", {"FlashDecode", "LogitsChain"}),
-    ("llamagen", "ort-cuda-graphs", {"FlashDecode", "LogitsChain"}),
-    ("var", "ort-cuda", {"AdaNorm", "RangeAttention", "LogitsChain"})])
+    ("llamagen", "ort-cuda", {"FlashDecode", "LogitsChain", "GroupNorm",
+                              "GroupNormSilu"}),
+    ("llamagen", "ort-cuda-graphs", {"FlashDecode", "LogitsChain", "GroupNorm", "GroupNormSilu"}),
+    ("var", "ort-cuda", {"AdaNorm", "RangeAttention", "LogitsChain", "GroupNorm",
+                         "GroupNormSilu"})])
 def test_families_draw_the_same_tokens(library, tmp_path, monkeypatch, name, target, found):
     """Attention over their caches too, and the tokens of ort-cpu."""
     pytest.importorskip("torch")
