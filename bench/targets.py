@@ -11,14 +11,14 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from arcompile.bench import built, machine, suites
+from arcompile.bench import built, eager, machine, suites
 from arcompile.bench.images import ROWS
 from arcompile.bench.machine import PAUSE
 from arcompile.bench.profile import PROGRAM
@@ -57,50 +57,96 @@ def opened(suite: Suite, target: str, dtype: str) -> Engine:
     return load(folder, check=False)
 
 
-def run(suite: Suite, names: Sequence[str], turns: int, dtype: str = "",
-        alone: bool = False) -> dict[str, Any]:
+@dataclass
+class Open:
+    """One target's engine, and the greedy tokens it drew."""
+
+    engine: Engine
+    dtype: str
+    tokens: np.ndarray[Any, Any]
+    images: list[float] = field(default_factory=list)  # seconds
+    steps: list[float] = field(default_factory=list)
+
+    def told(self, want: np.ndarray[Any, Any] | None) -> dict[str, Any]:
+        return {"dtype": self.dtype,
+                "same_tokens": None if want is None else share(self.tokens, want),
+                "image_s": summary(self.images, 1.0), "step_ms": summary(self.steps, 1e3),
+                "step_read_gbs": figure(read(self.engine.folder) / 1e9 / min(self.steps))}
+
+
+def _open(suite: Suite, name: str, dtype: str, missing: dict[str, str]) -> Open | None:
+    """None, and why in `missing`, where the target fails: the others are timed all the same."""
+    asked = WIDTHS if name == FIRST else (dtype, *WIDTHS)
+    width = next(w for w in asked if w in TARGETS[name].dtypes)
+    try:
+        e = opened(suite, name, width)
+        cond = suites.condition(e.manifest["info"], suite.batch)
+        return Open(e, width, e.generate(cond, seed=0, guidance=suite.guidance,
+                                         temperature=0).tokens)
+    except (ArcError, RuntimeError) as wrong:
+        if name == FIRST:
+            raise
+        missing[name] = quoted(wrong)
+        return None
+
+
+def run(suite: Suite, names: Sequence[str], turns: int, dtype: str = "", alone: bool = False,
+        with_eager: bool = False) -> dict[str, Any]:
     """The row. dtype: of all but the first; alone: without the first, so that no tokens are
-    compared."""
+    compared; with_eager: the authors' loop too, on the GPU. Raises ArcError."""
     able, missing = here(names)
-    able = able[1:] if alone else able
-    engines: dict[str, Engine] = {}
-    widths: dict[str, str] = {}
-    for name in able:
-        asked = WIDTHS if name == FIRST else (dtype, *WIDTHS)
-        widths[name] = next(w for w in asked if w in TARGETS[name].dtypes)
-        try:
-            engines[name] = opened(suite, name, widths[name])
-        except ArcError as e:
-            missing[name] = e.what
-    if not engines:
+    made = {n: _open(suite, n, dtype, missing) for n in able[alone:]}
+    each = {n: o for n, o in made.items() if o is not None}
+    if not each:
         raise ArcError("no target can run here", hint=str(missing), code=MACHINE)
-    cond = suites.condition(next(iter(engines.values())).manifest["info"], suite.batch)
-    tokens: dict[str, Any] = {}
-    for name, e in list(engines.items()):
-        try:
-            tokens[name] = e.generate(cond, seed=0, guidance=suite.guidance, temperature=0).tokens
-        except (ArcError, RuntimeError) as wrong:  # of one target: the others are timed
-            if name == FIRST:
-                raise
-            missing[name] = quoted(wrong)
-            del engines[name]
-    times: dict[str, list[float]] = {name: [] for name in engines}
-    steps: dict[str, list[float]] = {name: [] for name in engines}
+    first = next(iter(each.values())).engine
+    cond = suites.condition(first.manifest["info"], suite.batch)
     for _ in range(turns):
-        for name, e in engines.items():
+        for o in each.values():
             time.sleep(PAUSE)
             start = time.perf_counter()
-            out = e.generate(cond, seed=0, guidance=suite.guidance, top_k=suite.top_k)
-            times[name].append(time.perf_counter() - start)
-            steps[name].append(out.timings["loop"] / len(out.timings["steps"]))
+            out = o.engine.generate(cond, seed=0, guidance=suite.guidance, top_k=suite.top_k)
+            o.images.append(time.perf_counter() - start)
+            o.steps.append(out.timings["loop"] / len(out.timings["steps"]))
+    extra: dict[str, Any] = {}
+    if with_eager:
+        try:
+            spent = eager_times(suite, cond, len(first.program.steps), turns)
+            extra["eager_bf16_image_s"] = summary(spent, 1.0)
+        except (ArcError, RuntimeError) as wrong:
+            missing["eager"] = quoted(wrong)
+    want = each[FIRST].tokens if FIRST in each else None
     return {"suite": f"targets-{suite.name}", "kind": "targets",
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-            "targets": {k: {"dtype": widths[k], "same_tokens": share(tokens[k], tokens[FIRST])
-                            if FIRST in tokens else None,
-                            "image_s": summary(times[k], 1.0), "step_ms": summary(steps[k], 1e3),
-                            "step_read_gbs": figure(read(e.folder) / 1e9 / min(steps[k]))}
-                        for k, e in engines.items()},
-            "missing": missing, "machine": machine.facts(), **_gpu()}
+            "targets": {n: o.told(want) for n, o in each.items()},
+            "missing": missing, "machine": machine.facts(), **extra, **_gpu()}
+
+
+def eager_times(suite: Suite, cond: Any, steps: int, turns: int,
+                device: str = "cuda") -> list[float]:
+    """Seconds of whole images by the authors' loop in eager torch, bf16; the first does not count.
+    Raises ArcError, and RuntimeError where the loop keeps tensors that do not move."""
+    import torch
+
+    loop = eager.load(suite.family, suites.source(suite))
+    if loop is None or (device == "cuda" and not torch.cuda.is_available()):
+        raise ArcError("no eager loop can run here: it wants a family that has one, and a GPU")
+    for part in vars(loop).values():
+        if isinstance(part, torch.nn.Module):
+            part.to(device, torch.bfloat16)
+    spent, was = [], torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device(device):
+            for _ in range(turns + 1):
+                start = time.perf_counter()
+                loop.begin(cond, suite.guidance, 1.0, suite.top_k)
+                tokens = torch.cat([loop.step() for _ in range(steps)], 1)
+                loop.finish(tokens).float().cpu()  # which waits for the GPU
+                spent.append(time.perf_counter() - start)
+    finally:
+        torch.set_default_dtype(was)
+    return spent[1:]
 
 
 def read(folder: Path) -> float:
@@ -140,9 +186,12 @@ if __name__ == "__main__":
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--dtype", default="", help="of all but ort-cpu; default: f32 if it can")
     parser.add_argument("--alone", action="store_true", help="without ort-cpu and its tokens")
+    parser.add_argument("--eager", action="store_true", help="the authors' loop in bf16 too")
     parser.add_argument("-o", "--out", type=Path, default=RESULTS, help="the file that gets a row")
     told = parser.parse_args()
-    row = run(suites.SUITES[told.suite], told.targets, told.turns, told.dtype, told.alone)
+    row = run(suites.SUITES[told.suite], told.targets, told.turns, told.dtype, told.alone,
+              told.eager)
     with told.out.open("a") as f:
         f.write(json.dumps(row) + "\n")
-    print(json.dumps({k: row[k] for k in ("targets", "missing", "gpu") if k in row}, indent=1))
+    print(json.dumps({k: row[k] for k in ("targets", "eager_bf16_image_s", "missing", "gpu")
+                      if k in row}, indent=1))

@@ -87,3 +87,15 @@ def test_bytes_of_a_step(tmp_path):
     (folder / "program.arc").write_text(str(p))
     step = next(g for g in p.graphs if g.name == "step")
     assert targets.read(folder) == sum(w.type.nbytes() for w in step.weights)
+
+
+def test_the_authors_loop_in_bf16():
+    """On the CPU here, for the loop's sake; without a GPU the command says so."""
+    torch = pytest.importorskip("torch")
+    suite = SUITES["var-tiny"]
+    spent = targets.eager_times(suite, [1], 3, 2, "cpu")
+    assert len(spent) == 2
+    assert torch.get_default_dtype() == torch.float32
+    if not torch.cuda.is_available():
+        with pytest.raises(ArcError, match="wants a family that has one, and a GPU"):
+            targets.eager_times(suite, [1], 3, 1)
