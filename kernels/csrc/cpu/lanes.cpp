@@ -109,10 +109,12 @@ float soft_scores(const float* q, const float* k, int64_t width, int64_t n, int6
   F32 best = all(-INFINITY);
   int64_t t = 0;
   for (; width % LANES == 0 && t + LANES <= n; t += LANES) {
-    F32 a[LANES] = {};
-    for (int64_t e = 0; e < width; e += LANES) {
-      const F32 x = load(q + e);
-      for (int i = 0; i < LANES; ++i) a[i] += x * load(k + (t + i) * width + e);
+    F32 a[LANES];
+    for (int i = 0; i < LANES; ++i) {  // key by key: in the order of memory, which is what takes time
+      const float* const key = k + (t + i) * width;
+      F32 s = {};
+      for (int64_t e = 0; e < width; e += LANES) s += load(q + e) * load(key + e);
+      a[i] = s;
     }
     const F32 found = sums<LANES>(a) * scale;
     store(scores + t, found);
