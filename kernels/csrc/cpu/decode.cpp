@@ -30,27 +30,29 @@ void copy(const float* from, float* to, int64_t count) {
 // them; for the function alone), cos and sin [positions,e/2], how i64[3] (h, g, pairs), scale [1]
 // -> out [r,s,h*e], the caches. A task is one head of keys and the heads of queries that read it.
 void decode_attention(void*, ort::Context* c) {
-  const Tensor qkv = input(c, 0), k = input(c, 1), v = input(c, 2), last = input(c, 3),
-               cos = input(c, 5), sin = input(c, 6), how = input(c, 7), scale = input(c, 8);
+  const Tensor qkv = input(c, 0), k = input(c, 1), cos = input(c, 5);
+  const float *const v = numbers(c, 2), *const sin = numbers(c, 6), scale = *numbers(c, 8);
+  const int32_t* const last = numbers<int32_t>(c, 3);
+  const int64_t* const how = numbers<int64_t>(c, 7);
   constexpr int64_t TILE = 16;
-  const int64_t rows = qkv.dims[0], s = qkv.dims[1], stride = qkv.dims[2], heads = how.i64()[0];
-  const int64_t kv = how.i64()[1], slots = k.dims[2], width = k.dims[3], half = width / 2;
-  const bool pairs = how.i64()[2] != 0;
+  const int64_t rows = qkv.dims[0], s = qkv.dims[1], stride = qkv.dims[2], heads = how[0];
+  const int64_t kv = how[1], slots = k.dims[2], width = k.dims[3], half = width / 2;
+  const bool pairs = how[2] != 0;
   const Tensor out = output(c, {rows, s, heads * width}), keys = output(c, k.dims, 1),
-               values = output(c, v.dims, 2);
+               values = output(c, k.dims, 2);
   each(c, rows * kv, [&](int64_t task) {
     const int64_t row = task / kv, head = task % kv, cache = task * slots * width;
     // nobody writes beyond a cache, whatever `last` says
     const int64_t room = std::max<int64_t>(slots - s, 0), count = std::min(s, slots);
-    const int64_t begin = std::clamp<int64_t>(int64_t{last.i32()[row]} + 1 - s, 0, room);
+    const int64_t begin = std::clamp<int64_t>(int64_t{last[row]} + 1 - s, 0, room);
     const auto angle = [&](int64_t i) { return std::min(begin + i, cos.dims[0] - 1) * half; };
     float *const own_k = keys.f32() + cache, *const own_v = values.f32() + cache;
     copy(k.f32() + cache, own_k, slots * width);
-    copy(v.f32() + cache, own_v, slots * width);
+    copy(v + cache, own_v, slots * width);
     for (int64_t i = 0; i < count; ++i) {
       const float* const from = qkv.f32() + (row * s + i) * stride + (heads + head) * width;
       const int64_t at = (begin + i) * width;
-      turn(from, cos.f32() + angle(i), sin.f32() + angle(i), own_k + at, half, pairs);
+      turn(from, cos.f32() + angle(i), sin + angle(i), own_k + at, half, pairs);
       copy(from + kv * width, own_v + at, width);
     }
     static thread_local std::vector<float> held;
@@ -64,10 +66,10 @@ void decode_attention(void*, ort::Context* c) {
           const int64_t at = first + i;
           ends[i] = static_cast<int32_t>(begin + at + 1);
           turn(qkv.f32() + (row * s + at) * stride + h * width, cos.f32() + angle(at),
-               sin.f32() + angle(at), turned + i * width, half, pairs);
+               sin + angle(at), turned + i * width, half, pairs);
         }
         lanes().attend(turned, width, queries, own_k, own_v, width, ends[queries - 1], ends,
-                       scale.f32()[0], scratch, out.f32() + ((row * s + first) * heads + h) * width,
+                       scale, scratch, out.f32() + ((row * s + first) * heads + h) * width,
                        heads * width);
       }
   });

@@ -137,12 +137,12 @@ struct Int8s {
 
   struct Weights {
     const Packed& w;
-    Tensor scales;
-    Weights(const Packed& held, ort::Context* c, size_t at) : w(held), scales(input(c, at + 1)) {}
+    const float* scales;
+    Weights(const Packed& held, ort::Context* c, size_t at) : w(held), scales(numbers(c, at + 1)) {}
   };
   void columns(const Weights& m, float* y, int64_t from, int64_t to) const {
-    row_loops().int8(q, sums, scale, static_cast<const uint8_t*>(m.w.memory.get()), m.scales.f32(),
-                     y, rows, k, m.w.n, from, to);
+    row_loops().int8(q, sums, scale, static_cast<const uint8_t*>(m.w.memory.get()), m.scales, y,
+                     rows, k, m.w.n, from, to);
   }
 };
 
@@ -197,18 +197,18 @@ template <class P>
 void normed(void* kernel, ort::Context* c) {
   const Tensor x = input(c, 0);
   const typename P::Weights m(kept(kernel, 0), c, 1);
-  const Tensor residual = input(c, 1 + P::INPUTS), weight = input(c, 2 + P::INPUTS),
-               eps = input(c, 3 + P::INPUTS);
+  const float *const residual = numbers(c, 1 + P::INPUTS), *const weight = numbers(c, 2 + P::INPUTS),
+              *const eps = numbers(c, 3 + P::INPUTS);
   const int64_t n = m.w.n;
-  const Tensor norm = output(c, residual.dims), sum = output(c, residual.dims, 1);
+  const Tensor norm = output(c, product_shape(x, n)), sum = output(c, norm.dims, 1);
   const P p(x);
   std::atomic<int64_t> left{blocks(n)};
   share(c, m.w, [&](int64_t from, int64_t to) {
     p.columns(m, sum.f32(), from, to);
     if (left.fetch_sub(to - from, std::memory_order_acq_rel) != to - from) return;
     for (int64_t at = 0; at < p.rows * n; at += n)
-      lanes().residual_norm(residual.f32() + at, sum.f32() + at, weight.f32(), norm.f32() + at,
-                            sum.f32() + at, n, eps.f32()[0]);
+      lanes().residual_norm(residual + at, sum.f32() + at, weight, norm.f32() + at, sum.f32() + at, n,
+                            *eps);
   });
 }
 

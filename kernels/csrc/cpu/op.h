@@ -40,6 +40,12 @@ inline Tensor tensor(const ort::Value* constant) {
 
 inline Tensor input(ort::Context* c, size_t i) { return tensor(api.input(c, i)); }
 
+// The numbers of an input whose shape others tell: to ask for shapes costs most of a small op.
+template <class T = float>
+const T* numbers(ort::Context* c, size_t i) {
+  return static_cast<const T*>(api.data(const_cast<ort::Value*>(api.input(c, i))));
+}
+
 inline Tensor output(ort::Context* c, std::vector<int64_t> dims, size_t i = 0) {
   void* data = api.data(api.output(c, i, dims.data(), dims.size()));
   return {std::move(dims), data};

@@ -17,26 +17,44 @@ constexpr float NONE = -std::numeric_limits<float>::infinity();
 
 // --- filter ---------------------------------------------------------------------------------------
 
-constexpr int SHIFT = 21;  // of a key, to its bin of the histogram
+constexpr int SHIFT = 20;  // of a key, to its bin of the histogram
 
 // An integer that orders as the floats do.
 uint32_t key(float v) {
   uint32_t u;
   std::memcpy(&u, &v, sizeof u);
-  return u ^ (u >> 31 ? 0xffffffffu : 0x80000000u);
+  return u ^ (static_cast<uint32_t>(-static_cast<int32_t>(u >> 31)) | 0x80000000u);
+}
+
+// The bin that holds the k-th largest of count values; k becomes its place in there.
+uint32_t bin_of(const float* x, int64_t count, int64_t& k) {
+  constexpr uint32_t BINS = 1u << (32 - SHIFT);
+  static thread_local std::vector<uint32_t> counts;  // twice: neighbours often fall into one bin
+  counts.assign(2 * BINS, 0);
+  int64_t i = 0;
+  for (; i + 2 <= count; i += 2) {
+    ++counts[key(x[i]) >> SHIFT];
+    ++counts[BINS + (key(x[i + 1]) >> SHIFT)];
+  }
+  if (i < count) ++counts[key(x[i]) >> SHIFT];
+  for (uint32_t bin = BINS - 1;; --bin) {
+    const int64_t here = int64_t{counts[bin]} + counts[BINS + bin];
+    if (here >= k || bin == 0) return bin;
+    k -= here;
+  }
 }
 
 // The k-th largest of count values, k from 1: one histogram, then a selection in one bin.
 float kth_largest(const float* x, int64_t count, int64_t k) {
-  std::vector<int64_t> bins(int64_t{1} << (32 - SHIFT));
-  for (int64_t i = 0; i < count; ++i) ++bins[key(x[i]) >> SHIFT];
-  uint32_t bin = static_cast<uint32_t>(bins.size()) - 1;
-  for (; bin > 0 && bins[bin] < k; --bin) k -= bins[bin];
-  std::vector<float> inside;
-  inside.reserve(static_cast<size_t>(bins[bin]));
-  for (int64_t i = 0; i < count; ++i)
-    if (key(x[i]) >> SHIFT == bin) inside.push_back(x[i]);
-  std::nth_element(inside.begin(), inside.begin() + (k - 1), inside.end(), std::greater<>());
+  static thread_local std::vector<float> inside;
+  inside.resize(std::max(inside.size(), static_cast<size_t>(count)));
+  const uint32_t bin = bin_of(x, count, k);
+  float* end = inside.data();
+  for (int64_t i = 0; i < count; ++i) {  // no branch: nobody could foretell it
+    *end = x[i];
+    end += key(x[i]) >> SHIFT == bin;
+  }
+  std::nth_element(inside.data(), inside.data() + (k - 1), end, std::greater<>());
   return inside[static_cast<size_t>(k - 1)];
 }
 
