@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from arcompile.bench import built, fresh, machine, suites, visits
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
-from arcompile.cost import program_cost
+from arcompile.cost import Cost, program_cost
 from arcompile.errors import MACHINE, ArcError
 from arcompile.program_text import parse_program
 from arcompile.runtime.engine import Engine, load
@@ -33,7 +34,8 @@ SETTINGS = {
     "image": "Engine.generate from the call to the uint8 picture; no PNG",
     "percent_of_read": "weight bytes that a step reads / its median time / best reading of memory; "
                        "caches and activations are not counted",
-    "floor": "weight bytes that a step reads / best reading of memory in this run",
+    "floor": "weight bytes that a step reads / best reading of memory in this run; with_caches: "
+             "and what its caches hold, as the cost model counts them, by the reading of the turn",
     "eager": "the loop of the family's authors in plain torch, same weights, same threads",
     "run_memory": "a fresh process without torch, two pictures; weights: those of the graphs that "
                   "run, each once",
@@ -231,7 +233,10 @@ class Bench:
         each = self.suite.batch * committed
         found["tokens_per_s"] = figure(each / float(np.median(t.engine)))
         turns = zip(t.medians(t.engine), t.read, strict=True)
-        found["read_pairs"] = [s * gbps * 1e9 / self.reads.step for s, gbps in turns]
+        caches = t.medians([self.costs[i].cache for i in t.at])
+        least = [(self.reads.step, self.reads.step + c) for c in caches]  # bytes
+        found["read_pairs"] = [[s * gbps * 1e9 / n for n in both]
+                               for (s, gbps), both in zip(turns, least, strict=True)]
         if self.eager is not None:
             found["eager"] = summary(t.eager)
             found["eager_tokens_per_s"] = figure(each / float(np.median(t.eager)))
@@ -239,15 +244,18 @@ class Bench:
         return found
 
     def add_floor(self, steps: dict[str, Any]) -> None:
-        """Against the time it takes to read a step's weights once, by the best reading so far."""
+        """Against the time it takes to read a step's weights once, by the best reading so far;
+        pair by pair also to read them and what the caches hold at that step."""
         engine, pairs = steps["engine"], steps.pop("read_pairs")
+        alone, caches = ([p[i] for p in pairs] for i in range(2))
         floor = self.reads.step / self.bandwidth.best / 1e6  # ms
         steps |= {
             "gbps": figure(self.reads.step / engine["median"] / 1e6),
             "percent_of_read": figure(100 * floor / engine["median"], 3),
             "floor": {"ms": figure(floor), "median_vs_floor": figure(engine["median"] / floor),
                       "min_vs_floor": figure(engine["min"] / floor),
-                      "pairs_vs_floor": summary(pairs, 1.0)},
+                      "pairs_vs_floor": summary(alone, 1.0),
+                      "with_caches": summary(caches, 1.0)},
         }
 
     def _tokens(self, t: Turns, output: Any) -> dict[str, Any]:
@@ -279,13 +287,18 @@ class Bench:
 
     def sizes(self) -> dict[str, int]:
         """Bytes that are read and held, and what the cost model counts for the mean step."""
-        r, s = self.reads, self.suite
+        r = self.reads
         found = {"step_weights": r.step, "run_weights": r.held, "file": r.file, "state": r.state}
-        whole = parse_program((self.engine.folder / "program.arc").read_text())
-        every = program_cost(whole, s.batch, s.guidance != 1).steps
-        steps = [x.cost for x in every if x.name not in ("prompt", "finish")]
+        steps = self.costs
         return {**found, "step_flops": sum(c.flops for c in steps) // len(steps),
                 "step_bytes": sum(c.bytes for c in steps) // len(steps)}
+
+    @cached_property
+    def costs(self) -> list[Cost]:
+        """What the cost model counts for each step."""
+        whole = parse_program((self.engine.folder / "program.arc").read_text())
+        every = program_cost(whole, self.suite.batch, self.suite.guidance != 1).steps
+        return [x.cost for x in every if x.name not in ("prompt", "finish")]
 
     def fresh(self, build: Mapping[str, Any]) -> dict[str, Any]:
         """What only fresh processes tell."""

@@ -74,7 +74,8 @@ def _speed(row: Row) -> Iterator[tuple[str, ...]]:
         yield "  weights, % of best reading", f"{s['gbps']:g} GB/s, {s['percent_of_read']:g} %"
         f = s["floor"]
         yield (f"  / floor of {f['ms']:g} ms", f"{f['median_vs_floor']:g}x (min "
-               f"{f['min_vs_floor']:g}x, paired {f['pairs_vs_floor']['median']:g}x)")
+               f"{f['min_vs_floor']:g}x, paired {f['pairs_vs_floor']['median']:g}x; with "
+               f"what the caches hold {f['with_caches']['median']:g}x)")
     other = "DIFFERENT" if row["tokens"].get("promised", True) else "others, as lossy passes may"
     equal = {True: "the same", False: other, None: "not compared"}[row["tokens"]["equal"]]
     yield f"greedy tokens ({row['tokens']['compared']})", equal

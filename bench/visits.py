@@ -112,14 +112,16 @@ def _told(b: Bench, runs: Sequence[Mapping[str, Any]],
           eager: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     best = min(runs, key=lambda r: r["s"])
     loop = _loop(b, best["steps"])
-    floors = [float(np.median(r["steps"])) * r["read"] * 1e9 / b.reads.step for r in runs]
+    kept = float(np.median([c.cache for c in b.costs]))  # bytes
+    floors = [[float(np.median(r["steps"])) * r["read"] * 1e9 / n for r in runs]
+              for n in (b.reads.step, b.reads.step + kept)]
     found = {
         "s": summary([r["s"] for r in runs], 1.0),
         "images_per_s": figure(b.suite.batch / best["s"]),
         "steps_s": figure(loop), "decoder_s": figure(best["decoder"]),
         "vs_parts": figure(best["s"] / (loop + best["decoder"])),
         "step": summary([x for r in runs for x in r["steps"]]),
-        "floor_pairs": summary(floors, 1.0),
+        "floor_pairs": summary(floors[0], 1.0), "floor_with_caches": summary(floors[1], 1.0),
     }
     if not eager:
         return found
