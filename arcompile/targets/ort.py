@@ -72,6 +72,8 @@ class Session:
         how.intra_op_num_threads = threads
         how.log_severity_level = 3
         how.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
+        # activations beside 8-bit weights stay what they are, not rounded to 8 bits in passing
+        how.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         if notes is not None:
             how.enable_profiling = True
             how.profile_file_prefix = str(notes / path.stem)

@@ -192,6 +192,8 @@ Owned<OrtSession> Library::session(const std::string& path, int threads) const {
   must(api_->SetIntraOpNumThreads(raw, threads), what);
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
+  // activations beside 8-bit weights stay what they are, not rounded to 8 bits in passing
+  must(api_->AddSessionConfigEntry(raw, "session.qdq_matmulnbits_accuracy_level", "1"), what);
   if (on_device()) use_device(raw, fs::path(path).parent_path().string());
   if (!kernels_.empty()) must(api_->RegisterCustomOpsLibrary_V2(raw, kernels_.c_str()), what);
   OrtSession* session = nullptr;
