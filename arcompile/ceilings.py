@@ -26,7 +26,8 @@ from arcompile.runtime import request
 from arcompile.runtime.engine import Engine
 from arcompile.speculation import blind
 
-TURNS, LEAST = 4, 2  # runs at most, and at least; another before them only loads
+SETS = 3  # of sessions
+TURNS, LEAST = 3, 2  # runs at most, and at least; another before them only loads
 LONG = 1.0  # seconds after which sessions have had their runs
 WARM = 3  # rounds of a run in which its buffers are made
 PAUSE = 0.05  # seconds: threads of other sessions spin on after a run, in the way
@@ -51,10 +52,10 @@ def spent(e: Engine, batch: int, rounds: int = 0) -> Spent:
     """Of drawing `batch` guided images: the least that each round took in several equal runs, or
     each of the first `rounds`.
 
-    In two sets of sessions: how threads and buffers came to lie stays as it is for all of one's
-    life, and may cost a quarter.
+    In a few sets of sessions: how threads and buffers came to lie stays as it is for all of one's
+    life, and may cost a third.
     """
-    times = [*_runs(e, batch, rounds), *_runs(e, batch, rounds)]
+    times = [t for _ in range(SETS) for t in _runs(e, batch, rounds)]
     least = np.array(times).min(0)
     warm = min(WARM, len(least) // 2)
     each = float(least[warm:].mean())

@@ -11,6 +11,7 @@ import argparse
 import json
 import tempfile
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def products(k: int, n: int) -> Program:
                    inputs=(("x", x.type),))
 
 
-def session(form: str, k: int, n: int, folder: Path) -> tuple[Any, int]:
+def session(form: str, k: int, n: int, folder: Path, threads: int = 1) -> tuple[Any, int]:
     """The lowered graph, ready to run, and how many products are in it."""
     p = products(k, n)
     rng = np.random.default_rng(0)
@@ -57,7 +58,7 @@ def session(form: str, k: int, n: int, folder: Path) -> tuple[Any, int]:
     new, count = run(p, FORMS[form]), len(p.graphs[0].weights)
     folder.mkdir()
     TARGETS["ort-cpu"].lower(new, Store(source, new.fold), folder, lambda stage, share: None)
-    return TARGETS["ort-cpu"].open(new, folder, 1).session("products").model, count
+    return TARGETS["ort-cpu"].open(new, folder, threads).session("products").model, count
 
 
 def measure(k: int, n: int, times: int, folder: Path) -> dict[str, list[float]]:
@@ -77,11 +78,53 @@ def measure(k: int, n: int, times: int, folder: Path) -> dict[str, list[float]]:
     return found
 
 
+SWEEP = ROWS[:7]  # up to a guided window of 32
+OUT = Path(__file__).with_name("results") / "linears.jsonl"
+# LlamaGen-B's products in a step: (k, n) and how many
+LLAMAGEN_B = (((768, 2304), 12), ((768, 768), 12), ((768, 2048), 24), ((2048, 768), 12),
+              ((768, 16384), 1))
+
+
+def sweep(times: int) -> dict[str, Any]:
+    """All products of a LlamaGen-B step by rows, on all cores: ms, and 10^9 operations a second."""
+    form: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("f32", "int8"):
+            total = np.zeros(len(SWEEP))
+            for (k, n), often in LLAMAGEN_B:  # one by one: threads of others spin in the way
+                model, count = session(name, k, n, Path(folder) / f"{name}-{k}-{n}",
+                                       machine.cores())
+                best = np.full(len(SWEEP), np.inf)
+                for _ in range(times + 1):
+                    for i, rows in enumerate(SWEEP):
+                        x = {"x": np.ones((rows, k), np.float32)}
+                        start = time.perf_counter()
+                        model.run(None, x)
+                        best[i] = min(best[i], time.perf_counter() - start)
+                total += 1e3 * often * best / count
+                del model
+            form[name] = [round(float(ms), 3) for ms in total]
+    work = 2e-6 * sum(k * n * often for (k, n), often in LLAMAGEN_B)  # 10^9 a second, of a ms
+    return {"suite": "linears-llamagen-B", "kind": "linears", "rows": SWEEP, "ms": form,
+            "gops": {f: [round(work * r / t) for r, t in zip(SWEEP, ms, strict=True)]
+                     for f, ms in form.items()},
+            "times": times, "host": machine.host(), "machine": machine.facts(),
+            "time": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", action="store_true", help="instead: the products of a step of "
+                        "LlamaGen-B by rows, a row in results/linears.jsonl")
     parser.add_argument("--times", type=int, default=4)
     parser.add_argument("--out", type=Path, default=TABLE)
     args = parser.parse_args()
+    if args.rows:
+        found = sweep(args.times)
+        with OUT.open("a") as f:
+            f.write(json.dumps(found) + "\n")
+        print(json.dumps({k: found[k] for k in ("rows", "ms", "gops")}, indent=1))
+        return
     us: dict[str, list[list[float]]] = {f: [] for f in FORMS}
     for k, n in SHAPES:
         with tempfile.TemporaryDirectory() as folder:

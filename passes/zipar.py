@@ -32,12 +32,18 @@ class ZipAR(Pass):
     width: int = 0
 
     def __call__(self, p: Program) -> Program:
-        check(p, self.name)
-        width = self.width or square(p, self.name)
-        if not 1 <= self.window <= width or p.positions % width:
-            raise ArcError(f"rows of {width} of {p.positions} tokens cannot be {self.window} apart",
-                           hint=f"give window=1 to {width} (plain decoding)")
+        width = row_of(p, self.name, self.window, self.width)
         return p if self.window == width else _zipped(p, p.positions // width, width, self.window)
+
+
+def row_of(p: Program, name: str, window: int, width: int, least: int = 1) -> int:
+    """Tokens in a row, `least` or more. Raises ArcError where rows cannot be `window` apart."""
+    check(p, name)
+    width = width or square(p, name)
+    if not 1 <= window <= width or width < least or p.positions % width:
+        raise ArcError(f"rows of {width} of {p.positions} tokens cannot be {window} apart",
+                       hint=f"give window=1 to {width} (plain decoding)")
+    return width
 
 
 # --- the order -----------------------------------------------------------------------------------

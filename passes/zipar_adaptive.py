@@ -16,9 +16,10 @@ from arcompile.dims import Dim
 from arcompile.drafting import vocabulary
 from arcompile.errors import ArcError
 from arcompile.ir import Builder, Graph, Node, Type, Value, merge
+from arcompile.passes.zipar import row_of
 from arcompile.pipeline import Pass, register
 from arcompile.program import Call, Draw, Program, Step
-from arcompile.raster import bare, check, square
+from arcompile.raster import bare
 from arcompile.speculation import filtered
 
 
@@ -35,11 +36,7 @@ class ZipARAdaptive(Pass):
     width: int = 0
 
     def __call__(self, p: Program) -> Program:
-        check(p, self.name)
-        width = self.width or square(p, self.name)
-        if not 1 <= self.window <= width or width < 2 or p.positions % width:
-            raise ArcError(f"rows of {width} of {p.positions} tokens cannot be {self.window} apart",
-                           hint=f"give window=1 to {width} (plain decoding)")
+        width = row_of(p, self.name, self.window, self.width, 2)
         if self.window == width or p.positions == width:
             return p
         return zipped(p, p.positions // width, width, self.window, self.name)
