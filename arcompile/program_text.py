@@ -61,14 +61,19 @@ def _expand(runs: list[dict[str, Any]]) -> tuple[Step, ...]:
         total += r["times"] * max(_count(r["query"]), _count(r["commit"]))
         if total > MAX_QUERIES:
             raise ArcError(f"steps query {total} positions in all, over {MAX_QUERIES}")
+        shared = _shared(r) if r["times"] > 0 else ()
         for _ in range(r["times"]):
             query, commit = (_positions(r[k], at) for k in ("query", "commit"))
             at = max(commit, default=at - 1) + 1
-            steps.append(Step(query, commit, tuple(map(Call.parse, r["calls"])),
-                              (float(r["guide"][0]), float(r["guide"][1])), _size(r["append"]),
-                              tuple((k, _numbers(_tuples(v))) for k, v in r["set"].items()),
-                              int(r.get("window", 0))))
+            steps.append(Step(query, commit, *shared))
     return tuple(steps)
+
+
+def _shared(r: dict[str, Any]) -> tuple[Any, ...]:
+    """What the steps of a run have in common, once: a run may be of a million."""
+    return (tuple(map(Call.parse, r["calls"])), (float(r["guide"][0]), float(r["guide"][1])),
+            _size(r["append"]), tuple((k, _numbers(_tuples(v))) for k, v in r["set"].items()),
+            int(r.get("window", 0)))
 
 
 def _size(x: int | str) -> Dim:
