@@ -112,6 +112,27 @@ def test_scores_by_a_network_of_the_users(engine, folder, tmp_path):
     assert "fewer than" in told["note"]
 
 
+@pytest.mark.ort
+def test_scores_by_torchscript_of_the_layout_of_inception(engine, folder, tmp_path):
+    """As inception-2015-12-05.pt is called: bytes [n,3,h,w]; features on request, else a law."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+            assert x.dtype == torch.uint8
+            mean = x.float().mean([2, 3]) / 127.5 - 1.0
+            return mean if return_features else torch.softmax(0.0 * mean, 1)
+
+    path = tmp_path / "net.pt"
+    torch.jit.script(Net()).save(str(path))
+    told = reference.scores(engine, folder, path, 4)
+    assert told["inception_score"] == 1
+    real = np.stack([reference.read(p, 299) for p in reference.files(folder)]) / 127.5 - 1
+    made = reference.drawn(engine, 4) / 127.5 - 1
+    want = pictures.frechet(made.mean((1, 2)), real.mean((1, 2)))
+    assert np.isclose(told["fid"], want, rtol=0.05)  # the network resizes by itself, if it does
+
+
 def test_what_is_no_folder_of_pictures(tmp_path):
     plain.refuses("is not a folder", lambda: reference.files(tmp_path / "x"))
     plain.refuses("holds 0 pictures", lambda: reference.files(tmp_path))
