@@ -20,7 +20,7 @@ from arcompile.ops.tensor import NUMPY
 from arcompile.runtime.loop import Array, zeros
 
 SMALL = 1 << 18  # bytes below which a tensor may lie in the heap
-BLOCK = 16 << 20  # bytes of a block: it goes when the last of its tensors goes
+BLOCK = 64 << 20  # bytes of a block: it goes when its last tensor goes
 LINE = 64  # bytes of a cache line
 
 

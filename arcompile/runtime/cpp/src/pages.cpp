@@ -12,7 +12,7 @@ namespace arc {
 namespace {
 
 constexpr std::size_t kSmall = std::size_t{1} << 18;  // bytes below which the heap will do
-constexpr std::size_t kBlock = std::size_t{16} << 20;
+constexpr std::size_t kBlock = std::size_t{64} << 20;
 constexpr std::size_t kLine = 64;
 
 }  // namespace
