@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import arcompile
+from arcompile import rounds
 from arcompile.auto import Bench, chosen
 from arcompile.auto import rows as auto_rows
 from arcompile.cache import cache
@@ -130,6 +131,9 @@ def write(folder: Path, family: str, model: Model, target: str, dtype: str,
     if wanted.report and any(p.keeps in LOSSY for p in made.passes):
         progress("quality", 0.0)
         facts["quality"] = measure(plain, source, made.passes, {**known, **facts}, folder, wanted)
+    drafts = any(s.window for s in made.program.steps)
+    if wanted.report and drafts and not TARGETS[target].available():
+        facts["drafts"] = rounds.measure(Engine(folder, {**known, **facts}, made.program, (), 0))
     _describe(folder, made.program, model, facts)
 
 
@@ -327,6 +331,7 @@ def _contract(facts: Mapping[str, Any]) -> str:
     said = facts["contract"]
     lines = [said["means"] + (f" (by {', '.join(said['by'])})" if said["by"] else "")]
     for key, what, table in (("auto", "Tried when it was built", auto_rows),
+                             ("drafts", "Drafts, when it was built", rounds.rows),
                              ("quality", "Measured", quality_rows)):
         if key in facts and (rows := table(facts[key])):
             lines += ["", f"{what}:", "", "| " + " | ".join(rows[0]) + " |",

@@ -34,6 +34,7 @@ class Shown:
     quality: Any = None  # the engine's report
     contract: Any = None  # what its passes keep together
     auto: Any = None  # what its methods were chosen from
+    drafts: Any = None  # what its rounds commit
 
 
 def open_shown(path: str, read: Callable[[], tuple[Program, Weights]]) -> Shown:
@@ -77,7 +78,7 @@ def _engine(folder: Path) -> Shown:
     bundle.intact(folder, {"program.arc": said})
     return Shown("engine", _text(folder / "program.arc"), manifest["passes"],
                  quality=manifest.get("quality"), contract=manifest.get("contract"),
-                 auto=manifest.get("auto"))
+                 auto=manifest.get("auto"), drafts=manifest.get("drafts"))
 
 
 # --- passes --------------------------------------------------------------------------------------

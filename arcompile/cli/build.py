@@ -98,7 +98,7 @@ def summary(engine: Engine) -> dict[str, Any]:
         "cache_bytes_per_row": sum(t.nbytes(row) for _, t in p.state),
         "plan": {**(need := engine.plan()).parts(), "total": need.total},
         "memory": m.get("memory"), "quality": m.get("quality"), "auto": m.get("auto"),
-        "next": next_command(engine),
+        "drafts": m.get("drafts"), "next": next_command(engine),
     }
 
 
@@ -128,6 +128,10 @@ def _print(told: dict[str, Any]) -> None:
         from arcompile import auto
 
         print(columns(auto.rows(told["auto"])))
+    if told["drafts"]:
+        from arcompile import rounds
+
+        print(columns(rounds.rows(told["drafts"])))
     if told["quality"]:
         from arcompile.quality import notes, rows
 

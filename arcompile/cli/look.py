@@ -131,6 +131,7 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
         return print_json({
             "kind": opened.kind, "program": to_data(p), "built": list(opened.built),
             "quality": opened.quality, "contract": opened.contract, "auto": opened.auto,
+            "drafts": opened.drafts,
             "graphs": [dict(zip(graphs[0], g, strict=True)) for g in graphs[1:]],
             "passes": [dict(zip(steps[0], s, strict=True)) for s in steps[1:]]})
     print(see.outline(p))
@@ -138,11 +139,16 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
     if opened.built:
         print(f"  built with {', '.join(opened.built)}")
     if opened.contract:
-        print(f"  {opened.contract['means']}")
+        by = ", ".join(opened.contract["by"])
+        print(f"  {opened.contract['means']}{by and f' (by {by})'}")
     if opened.auto:
         from arcompile import auto
 
         print(columns(auto.rows(opened.auto)))
+    if opened.drafts:
+        from arcompile import rounds
+
+        print(columns(rounds.rows(opened.drafts)))
     if opened.quality:
         from arcompile.quality import notes, rows
 

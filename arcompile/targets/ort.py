@@ -237,6 +237,7 @@ class Runner:
 
     def keep(self, graphs: set[str]) -> None:
         self.bound = {k: v for k, v in self.bound.items() if k in graphs}
+        self.pages = Pages()  # whose last block would keep what lies in it
 
     def numpy(self, value: Any) -> Array:
         return value if isinstance(value, np.ndarray) else np.array(value.numpy())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -16,13 +18,13 @@ SIZES = {"r": 2, "N": 4096}  # half a MiB
 
 def test_tensors_of_a_block_lie_apart_and_begin_at_zero():
     made, held = Pages(), []
-    for i in range(70):  # more than two blocks
+    for i in range(270):  # more than two blocks
         held.append(made.zeros(CACHE, SIZES))
         assert held[-1].shape == (2, 2, 4096, 8)
         assert not held[-1].any()
         assert held[-1].ctypes.data % 64 == 0
         held[-1][...] = i + 1
-    assert [x.min() for x in held] == [x.max() for x in held] == [*range(1, 71)]
+    assert [x.min() for x in held] == [x.max() for x in held] == [*range(1, 271)]
 
 
 def test_a_block_goes_with_its_last_tensor(monkeypatch):
@@ -59,3 +61,16 @@ def test_copies_are_equal():
 def test_impossible_sizes_are_refused(sizes):
     with pytest.raises(ArcError, match="state"):
         Pages().zeros(CACHE, sizes)
+
+
+def test_a_runner_lets_go_of_its_last_block() -> None:
+    pytest.importorskip("onnxruntime")
+    from arcompile.targets.ort import Runner
+
+    runner = Runner(None)  # type: ignore[arg-type]  # what it keeps needs no models
+    held = runner.pages.like((SMALL,), np.dtype(np.float32))
+    block = weakref.ref(runner.pages.block)
+    runner.keep(set())
+    assert block() is not None  # a tensor lies in it
+    del held
+    assert block() is None
