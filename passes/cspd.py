@@ -55,15 +55,22 @@ class CSpD(Pass):
     def __call__(self, p: Program) -> Program:
         if self.window == 1:
             return p
+        self._fits(p)
+        small = self._other() if self.engine else run(p, parse_pipeline(self.by))
+        _check(small, self.name)
+        _alike(p, small, self.name)
+        return drafted(p, small, self)
+
+    def _fits(self, p: Program) -> None:
+        """Raise ArcError where the program has no rounds of so many steps."""
         if self.window < 1 or not 0 <= self.alone <= 1 or self.ease < 1 or self.retries < 1:
             given = f"{self.window}, {self.ease}, {self.retries} and {self.alone}"
             raise ArcError("pass cspd takes a window, ease and retries of 1 or more and a share "
                            f"alone, not {given}")
         _check(p, self.name)
-        small = self._other() if self.engine else run(p, parse_pipeline(self.by))
-        _check(small, self.name)
-        _alike(p, small, self.name)
-        return drafted(p, small, self)
+        if self.window > len(p.steps):
+            raise ArcError(f"a window of {self.window} steps in an image of {len(p.steps)}",
+                           hint=f"give 1 (plain decoding) to {len(p.steps)}")
 
     def _other(self) -> Program:
         p = partner.program(self.engine)
@@ -73,6 +80,7 @@ class CSpD(Pass):
         """Choices by weights' values are made now; two models must mean the same by a latent."""
         if self.window == 1:
             return self
+        self._fits(p)
         if self.engine:
             _same_pixels(p, source, partner.weights(self.engine), self.name)
             return self

@@ -109,6 +109,24 @@ class Toy:
         return np.bincount(index, minlength=self.v**self.n)
 
 
+def same_in_any_batch(toy, program):
+    """Each of six images is drawn alone, in a pair and in another order as it is among all.
+
+    They differ in class, seed, guidance and temperature.
+    """
+    b = 6
+    ask = {"inputs": {"cond": np.arange(b) % 2}, "seeds": np.arange(b, dtype=np.uint64),
+           "guidance": np.array([1.0, 2.0, 1.5, 1.0, 3.0, 1.0]),
+           "temperature": np.array([1, 0.5, 0, 1, 2, 1], np.float32)}
+    whole = toy.run(program, replace(toy.request(b), copies=np.zeros(b, int), **ask)).tokens
+    assert len(np.unique(whole, axis=0)) > 2
+    for at in (*([i] for i in range(b)), [4, 1], [5, 2, 0, 4, 1, 3]):
+        part = {k: v[at] if k != "inputs" else {"cond": v["cond"][at]} for k, v in ask.items()}
+        found = toy.run(program, replace(toy.request(len(at)), copies=np.zeros(len(at), int),
+                                         **part)).tokens
+        assert (found == whole[at]).all()
+
+
 def chi_square(counts, law):
     """The p-value of counts under a law; what may not come must not have come."""
     assert not counts[law < 1e-12].any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,8 @@ def generate(
         help="Save the tokens, int64 [images, positions], or the latents.")] = None,
     preview: Annotated[str | None, typer.Option("--preview", metavar="FILE.png|FILE.gif|terminal",
         help="Show the picture while it is drawn; the result is the same.")] = None,
+    acceptance: Annotated[Path | None, typer.Option("--acceptance", metavar="FILE.png",
+        help="A map of where drafts held, bright, for engines that draft in windows.")] = None,
     as_json: Json = False,
 ) -> None:
     """Draw pictures. The settings used are written into the PNG (text chunk `parameters`)."""
@@ -64,7 +67,7 @@ def generate(
     start = time.perf_counter()
     opened = arcompile.load(engine, threads=threads, signed_by=signed_by)
     ready = time.perf_counter() - start
-    out = _destination(opened, out, tokens)
+    out = _destination(opened, out, tokens, acceptance)
     cond = _condition(opened, label, class_name, prompt, features)
     base = opened.defaults
     chosen = {"guidance": _or(guidance, base["guidance"]),
@@ -77,9 +80,9 @@ def generate(
     said = str(features) if features is not None else cond
     made_by = {k: opened.manifest[k] for k in ("family", "target", "dtype", "passes", "key")}
     used = {"seed": seed, "cond": said, "n": n, **chosen, "engine": made_by}
-    _write(result, out, tokens, used)
+    _write(result, out, tokens, acceptance, used)
     told = {"path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
-            **used, **_told(result), "timings": {"open": ready, **result.timings}}
+            **used, **_told(result, acceptance), "timings": {"open": ready, **result.timings}}
     print_json(told) if as_json else _print(told)
 
 
@@ -101,12 +104,13 @@ def _draw(engine: Engine, cond: Any, asked: Mapping[str, Any], preview: str | No
     return result
 
 
-def _told(result: Output) -> dict[str, Any]:
+def _told(result: Output, acceptance: Path | None) -> dict[str, Any]:
     return {
         "images": len(result.tokens),
         "pixels": list(result.images.shape[1:3]) if result.images is not None else None,
         "tokens_sha256": hashlib.sha256(_drawn(result).tobytes()).hexdigest(),
         **_rounds(result),
+        **({"acceptance_path": str(acceptance)} if acceptance is not None else {}),
     }
 
 
@@ -123,21 +127,31 @@ def _or(given: Any, default: Any) -> Any:
     return default if given is None else given
 
 
-def _destination(engine: Engine, out: Path | None, tokens: Path | None) -> Path | None:
+def _destination(engine: Engine, out: Path | None, tokens: Path | None,
+                 acceptance: Path | None) -> Path | None:
     """Where the picture goes; refused before anything is drawn."""
+    from arcompile.runtime.acceptance import side
+
     if tokens is not None and tokens.is_dir():
         raise ArcError(f"{tokens} is a folder", hint="name a file, such as tokens.npy")
+    if acceptance is not None:
+        _png(acceptance)
+        side(engine.program)
     if not engine.program.finish:
         if out is not None or tokens is None:
             hint = "save them with --tokens tokens.npy, or build with --decoder"
             raise ArcError("this engine draws tokens only", hint=hint)
         return None
     out = out or PICTURE
-    if out.is_dir():
-        raise ArcError(f"{out} is a folder", hint="name a file, such as picture.png")
-    if out.suffix.lower() != ".png":
-        raise ArcError(f"{out} does not end in .png", hint="pictures are PNG files")
+    _png(out)
     return out
+
+
+def _png(path: Path) -> None:
+    if path.is_dir():
+        raise ArcError(f"{path} is a folder", hint="name a file, such as picture.png")
+    if path.suffix.lower() != ".png":
+        raise ArcError(f"{path} does not end in .png", hint="pictures are PNG files")
 
 
 # --- conditions ----------------------------------------------------------------------------------
@@ -200,12 +214,17 @@ def _arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 # --- results -------------------------------------------------------------------------------------
 
 
-def _write(result: Output, out: Path | None, tokens: Path | None, used: Any) -> None:
+def _write(result: Output, out: Path | None, tokens: Path | None, acceptance: Path | None,
+           used: Any) -> None:
     import arcompile
+    from arcompile.runtime.acceptance import accepted, picture
     from arcompile.runtime.image import save
 
     if tokens is not None:
         _save_tokens(result, tokens)
+    if acceptance is not None and result.rounds is not None:
+        made = picture(accepted(result.rounds), math.isqrt(result.tokens.shape[1]))
+        save(made[None], acceptance)
     if out is not None and result.images is not None:
         save(result.images, out, {"Software": f"arcompile {arcompile.__version__}",
                                   "parameters": json.dumps(used)})
@@ -249,6 +268,7 @@ def _print(told: dict[str, Any]) -> None:
         "tokens": f"sha256 {told['tokens_sha256']}",
         "drafts": f"{told['forwards']:g} forwards an image, {told['committed']:g} positions each"
                   if "forwards" in told else "",
+        "acceptance": told.get("acceptance_path", ""),
         "time": f"{t['total']:.2f} s ({len(t['steps'])} steps of {step * 1e3:.1f} ms, pixels "
                 f"{t['finish']:.2f} s), opened in {t['open']:.2f} s",
     }))

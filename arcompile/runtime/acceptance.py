@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from arcompile.errors import ArcError
+from arcompile.program import Program
+
 Array = np.ndarray[Any, Any]
+
+
+def side(p: Program) -> int:
+    """Positions in a row of the map. Raises ArcError where rounds say nothing of a position."""
+    if not any(0 < s.window < len(s.commit) for s in p.steps):
+        raise ArcError("this engine has no window of drafts that moves over the image",
+                       hint='build it with a pass that drafts: --passes "scd{window=4}"')
+    found = math.isqrt(p.positions)
+    if found**2 != p.positions:
+        raise ArcError(f"{p.positions} positions make no square, so there is no map of them",
+                       hint="--json tells forwards and what they committed")
+    return found
 
 
 def accepted(rounds: Array) -> Array:

@@ -9,13 +9,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import engines
 import numpy as np
 import pytest
+import toy
 from PIL import Image
 from shell import MARK, Evil, Ran, refused
 
 from arcompile.cli.draw import _condition
 from arcompile.errors import ArcError
+from arcompile.runtime import image
+from arcompile.runtime.acceptance import accepted, picture
+from arcompile.runtime.engine import load
+from arcompile.runtime.image import save
+from arcompile.runtime.preview import GREY
+from arcompile.weights import of_arrays
 
 
 def test_generate_writes_a_png_with_its_settings(built: Ran, tmp_path: Path, run: Any) -> None:
@@ -47,6 +55,51 @@ def test_generate_tells_and_repeats(built: Ran, tmp_path: Path, run: Any) -> Non
     sha = [s for s in first.out.splitlines() if "sha256" in s]
     assert sha == [s for s in second.out.splitlines() if "sha256" in s]
     assert first.err == ""  # no bar where there is no terminal
+
+
+def test_a_map_of_where_drafts_held(tmp_path: Path, run: Any) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    made = toy.Toy(n=9)
+    folder = engines.write(tmp_path / "e", made.program, of_arrays(made.weights), made.v,
+                           passes="scd{window=4}", info={"classes": 2})
+    out, npy = tmp_path / "new" / "map.png", tmp_path / "t.npy"
+    args = ("generate", folder, "-n", 8, "--tokens", npy, "--acceptance", out)
+    told, rounds = run(*args, "--json").json, load(folder).generate(0, n=8).rounds
+    assert rounds is not None
+    want = picture(accepted(rounds), 3)
+    assert len(np.unique(want)) > 2
+    with Image.open(out) as found:
+        assert (np.array(found) == want).all()
+    forwards = float((rounds > 0).sum(0).mean())
+    assert 1 < 9 / forwards < 4
+    assert (told["forwards"], told["committed"]) == (round(forwards, 2), round(9 / forwards, 2))
+    assert told["acceptance_path"] == str(out)
+    said = run(*args).out
+    assert f"{told['forwards']:g} forwards an image, {told['committed']:g} positions each" in said
+    assert str(out) in said
+
+
+def test_a_preview_is_a_png_that_grows(built: Ran, tmp_path: Path, run: Any,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    frames: dict[str, list[Any]] = {"g.png": [], "p.png": []}
+
+    def watched(images: Any, path: Path, text: Any = None) -> None:
+        save(images, path, text)
+        with Image.open(path) as made:
+            frames[path.name].append(np.array(made))
+
+    args = ("generate", built.folder, "--seed", 3, "-o", tmp_path / "p.png", "--json")
+    plain = run(*args).json
+    monkeypatch.setattr(image, "save", watched)
+    shown = run(*args, "--preview", tmp_path / "g.png").json
+    assert shown["tokens_sha256"] == plain["tokens_sha256"]
+    grey = round((GREY + 1) * 127.5)
+    left = [int((x == grey).all(2).sum()) for x in frames["g.png"]]
+    assert len(left) == 16
+    assert left == sorted(left, reverse=True)
+    assert len(set(left)) == 16  # each has four cells more than the one before
+    assert (frames["g.png"][-1] == frames["p.png"][0]).all()
 
 
 def test_generate_takes_the_engines_own_settings_and_names(engine: Path, tmp_path: Path,
@@ -81,6 +134,8 @@ def test_generate_takes_the_engines_own_settings_and_names(engine: Path, tmp_pat
     (["-o", "."], ["is a folder"]),
     (["--tokens", "."], ["is a folder"]),
     (["-o", "/proc/p.png"], ["cannot write /proc/p.png"]),
+    (["--acceptance", "m.jpg"], ["m.jpg does not end in .png"]),
+    (["--acceptance", "m.png"], ["no window of drafts that moves", "scd{window=4}"]),
 ])
 def test_generate_refuses(args: list[str], words: list[str], built: Ran, tmp_path: Path,
                           monkeypatch: pytest.MonkeyPatch, run: Any) -> None:

@@ -66,6 +66,20 @@ def test_a_seed_repeats_and_another_differs(engines, name):
     assert (first != other).any()
 
 
+@pytest.mark.parametrize("name", ["demo-var", "demo-mar"])
+def test_previews_change_nothing(engines, name):
+    """Bit for bit; and the last one is the picture."""
+    engine, seen = engines(name), []
+    how = {"seed": 1, **engine.defaults}
+    plain = engine.generate("green star", **how)
+    looked = engine.generate("green star", **how, on_step=lambda p: seen.append(p.pixels()))
+    assert (plain.tokens == looked.tokens).all()
+    assert (plain.pixels == looked.pixels).all()
+    assert (seen[-1] == plain.pixels).all()
+    assert (seen[0] != plain.pixels).any()
+    assert len(seen) == len(engine.program.steps)
+
+
 @pytest.mark.parametrize("name", DEMOS)
 def test_a_demo_is_small(name):
     assert sum((FOLDER / f).stat().st_size for f in DEMOS[name]) <= 8_000_000

@@ -7,10 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from engines import signed, write
+from toy import with_graph
 
-from arcompile import safetensors
+from arcompile import partner, safetensors
 from arcompile.errors import ArcError
+from arcompile.ir import Builder, merge
 from arcompile.ops.tensor import NUMPY
+from arcompile.passes import code
 from arcompile.passes.code import CoDe
 from arcompile.passes.fuse_sampling import FuseSampling
 from arcompile.pipeline import run
@@ -57,9 +60,12 @@ def engine(folder, p, arrays):
     return str(folder)
 
 
-def drawn(p, source):
-    q = Request({"cond": np.arange(B)}, np.arange(B, dtype=np.uint64), np.zeros(B, int),
-                np.full(B, 2.0), np.ones(B, np.float32), np.zeros(B, int), np.ones(B, np.float32))
+def drawn(p, source, at=(0, 1, 2), scale=2.0):
+    """Images `at` of three, each of its own class and seed; scale: of guidance, or one each."""
+    at, b = list(at), len(at)
+    q = Request({"cond": np.arange(B)[at]}, np.arange(B, dtype=np.uint64)[at], np.zeros(b, int),
+                np.broadcast_to(np.float64(scale), B)[at], np.ones(b, np.float32),
+                np.zeros(b, int), np.ones(b, np.float32))
     loop = Loop(p, models(p, Store(source, p.fold)).runner(), q, 32)
     out = loop.run()
     return out.tokens, loop.runner.numpy(out.env["pixels"]), loop.env
@@ -97,6 +103,24 @@ def test_another_model_draws_the_first_scales(var, large):
     assert "large_k0" not in env  # caches are let go of where their model ends
 
 
+def test_all_scales_of_another_model_are_that_model(var, large):
+    theirs = drawn(partner.program(large["other"]), partner.weights(large["other"]))
+    q, source = joined(var, CoDe(engine=large["other"], scales=3))
+    tokens, pixels, _ = drawn(q, source)
+    assert (tokens == theirs[0]).all()
+    np.testing.assert_allclose(pixels, theirs[1], atol=1e-4)
+
+
+def test_a_batch_draws_what_each_image_draws_alone(var, large):
+    q, source = joined(var, CoDe(engine=large["other"], scales=2))
+    scale = (1.0, 3.0, 2.0)
+    whole, *_ = drawn(q, source, scale=scale)
+    assert len(np.unique(whole, axis=0)) == B
+    for at in ([0], [1], [2], [2, 0], [1, 2, 0]):
+        tokens, *_ = drawn(q, source, at, scale)
+        assert (tokens == whole[at]).all()
+
+
 def test_no_scales_is_the_model_alone(var):
     assert run(var[0], [CoDe(scales=0)]) is var[0]
 
@@ -130,3 +154,23 @@ def test_refuses(var, large, way, change, why):
 def test_refuses_an_engine_of_another_target(var, large):
     with pytest.raises(ArcError, match="needs two engines of one target"):
         joined(var, CoDe(engine=large["same"], scales=2), FuseSampling())
+
+
+def shorter(p):
+    """The last scale of one token less."""
+    return replace(p, steps=(*p.steps[:-1], replace(p.steps[-1], commit=p.steps[-1].commit[:-1])))
+
+
+def narrower(p):
+    """A codebook of one code less."""
+    b, t = Builder("cut"), p.graph("step").result("logits").type
+    cut = b.slice(b.param("logits", t), axis=2, start=0, stop=int(t.shape[2]) - 1)
+    return with_graph(p, "step", lambda g: merge(g, b.graph(logits=cut)))
+
+
+@pytest.mark.parametrize(("change", "why"), [
+    (shorter, "two models of one grid, not scales of 1 4 9 and 1 4 8 tokens"),
+    (narrower, "two models of one codebook, not 32 and 31")])
+def test_refuses_another_grid_and_codebook(var, change, why):
+    with pytest.raises(ArcError, match=f"pass code needs {why}"):
+        code._check(var[0], change(var[0]), 2, "code")

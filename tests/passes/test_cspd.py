@@ -12,6 +12,7 @@ from cells import WEIGHTS, walk
 from engines import mixed, write
 
 from arcompile.errors import ArcError
+from arcompile.ir import Type
 from arcompile.passes import cspd
 from arcompile.passes.cspd import CSpD
 from arcompile.pipeline import run
@@ -20,6 +21,7 @@ from arcompile.program_text import parse_program
 from arcompile.runtime.engine import load
 from arcompile.runtime.loop import Loop, Request
 from arcompile.targets.reference import models
+from arcompile.text import parse_graph
 from arcompile.weights import of_arrays
 
 IMAGES, EDGES = 20000, np.linspace(-2, 2, 9)
@@ -144,6 +146,7 @@ def other(p, i, **changes):
     (walk(), {"window": 0}, "a window, ease and retries of 1 or more"),
     (walk(), {"ease": 0.5}, "a window, ease and retries of 1 or more"),
     (walk(), {"alone": 1.5}, "a share alone"),
+    (walk(), {"window": 3}, "a window of 3 steps in an image of 2"),
     (mixed(), {}, "mixed is drafted already"),
     (other(walk(), 1, calls=(Call("step"), Call("place"))), {}, "step 1 of walk calls step place"),
     (replace(other(walk(), 1, calls=(Call("step"), Call("head", "few"), Call("place"))),
@@ -157,9 +160,30 @@ def test_refuses(p, way, why):
 def test_refuses_another_model():
     p = walk()
     for small, why in ((walk(2), "the same denoising steps"),
-                       (other(p, 1, guide=(1.0, 0.0)), "the same guidance of steps")):
+                       (other(p, 1, guide=(1.0, 0.0)), "the same guidance of steps"),
+                       (replace(p, positions=3), "grids of as many cells"),
+                       (replace(p, state=(("latents", Type("f32", ("b", 2, 2))),)),
+                        "latents of one size")):
         with pytest.raises(ArcError, match=f"pass cspd needs two models with {why}"):
             cspd._alike(p, small, "cspd")
+
+
+def test_a_window_is_refused_before_a_drafter_is_made():
+    with pytest.raises(ArcError, match="a window of 3 steps in an image of 2"):
+        CSpD(window=3, by="no-such-pass").prepared(walk(), of_arrays(WEIGHTS))
+
+
+def test_refuses_another_autoencoder():
+    paint = parse_graph("""graph paint(%latents: f32[b,2,1]) {
+  @kl.bias : f32[1]
+  %0 = add(%latents, @kl.bias) : f32[b,2,1]
+  return pixels=%0
+}""")
+    p = replace(walk(), graphs=(*walk().graphs, paint), finish=(Call("paint"),))
+    one, two = (of_arrays({"@kl.bias": np.full(1, x, np.float32)}) for x in (0.0, 1.0))
+    cspd._same_pixels(p, one, one, "cspd")
+    with pytest.raises(ArcError, match=r"two models of one autoencoder, and kl\.bias differs"):
+        cspd._same_pixels(p, one, two, "cspd")
 
 
 def test_refuses_a_head_without_noise():

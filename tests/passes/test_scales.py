@@ -29,10 +29,12 @@ def var():
     return exported(model), of_arrays({k: model.weights[k] for k in model.weights.load})
 
 
-def loop(p, source, guidance=3.0):
-    q = Request({"cond": np.arange(B)}, np.arange(B, dtype=np.uint64), np.zeros(B, int),
-                np.full(B, guidance), np.ones(B, np.float32), np.zeros(B, int),
-                np.ones(B, np.float32))
+def loop(p, source, guidance=3.0, at=(0, 1, 2)):
+    """Images `at` of three, each of its own class and seed; guidance may be one each."""
+    at, b = list(at), len(at)
+    q = Request({"cond": np.arange(B)[at]}, np.arange(B, dtype=np.uint64)[at], np.zeros(b, int),
+                np.broadcast_to(np.float64(guidance), B)[at], np.ones(b, np.float32),
+                np.zeros(b, int), np.ones(b, np.float32))
     return Loop(p, models(p, Store(source, p.fold)).runner(), q, 32)
 
 
@@ -46,6 +48,26 @@ def test_a_trimmed_program_is_one_that_was_stopped(var):
     assert (short.tokens == stopped.tokens[:, :5]).all()
     assert (stopped.tokens[:, 5:] == -1).all()
     np.testing.assert_array_equal(short.env["pixels"], stopped.env["pixels"])
+
+
+def test_the_same_picture_with_previews(var):
+    p, source = var
+    seen, plain = [], loop(p, source).run()
+    looked = loop(p, source).run(lambda at: seen.append(at.pixels()))
+    assert (plain.tokens == looked.tokens).all()
+    assert (plain.env["pixels"] == looked.env["pixels"]).all()
+    assert (seen[-1] == plain.env["pixels"]).all()
+    assert len({x.tobytes() for x in seen}) == len(p.steps)
+
+
+@pytest.mark.parametrize("way", [Guidance(last=2), Guidance(first=1), Trim(scales=1)], ids=str)
+def test_a_batch_draws_what_each_image_draws_alone(var, way):
+    p, source = var
+    q, scale = run(p, [way]), (1.0, 3.0, 2.0)
+    whole = loop(q, source, scale).run().tokens
+    assert len(np.unique(whole, axis=0)) == B
+    for at in ([0], [1], [2], [2, 0], [1, 2, 0]):
+        assert (loop(q, source, scale, at).run().tokens == whole[at]).all()
 
 
 def test_twins_leave_when_no_step_guides_any_more(var):

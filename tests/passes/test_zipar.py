@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 from tiny import llama
-from toy import Toy
+from toy import Toy, same_in_any_batch
 
 from arcompile.errors import ArcError
 from arcompile.passes.jacobi import Jacobi
@@ -96,6 +96,11 @@ def test_as_wide_as_a_row_is_plain_decoding(temperature):
     zipped.verify()
     how = {"temperature": temperature, "guidance": 1.5}
     assert (toy.sample(zipped, 40, **how).tokens == toy.sample(toy.program, 40, **how).tokens).all()
+
+
+def test_a_batch_draws_what_each_image_draws_alone():
+    toy = Toy(n=12)
+    same_in_any_batch(toy, run(toy.program, [ZipAR(window=2, width=4)]))
 
 
 def test_it_takes_fused_attention():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from engines import write
 from tiny import llama
-from toy import Toy, chi_square
+from toy import Toy, chi_square, two_sample
 
 from arcompile.errors import ArcError
 from arcompile.ir import Graph
@@ -46,7 +46,10 @@ def test_one_column_less_keeps_the_law(how):
     toy = Toy(n=6)
     p = run(toy.program, [ZipARAdaptive(window=2, width=3)])
     _, law = toy.law(**how)
-    assert chi_square(toy.counts(toy.sample(p, 12000, **how).tokens), law) > 1e-3
+    counts = toy.counts(toy.sample(p, 12000, **how).tokens)
+    assert chi_square(counts, law) > 1e-3
+    plain = toy.counts(toy.sample(toy.program, 12000, seed=8, **how).tokens)
+    assert two_sample(counts, plain) > 1e-3
 
 
 def bent(p):

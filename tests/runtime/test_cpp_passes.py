@@ -55,6 +55,7 @@ def test_caches(lib, tmp_path, program, passes):
 
 @pytest.mark.parametrize("passes", [
     "draft{window=3,by='shallow{layers=1}'}", "draft{window=2,by='int8{least=1,bound=9.0}'}",
+    "draft{window=3,by='kv-int8'}",
     "shallow{layers=1}", "guidance{first=1,last=3}", "shallow{layers=1}, scd{window=3}",
     "zipar-adaptive{window=1}"])
 def test_drafts(lib, tmp_path, passes):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from engines import signed, write
 from tiny import generate, llama, weights
-from toy import Toy, chi_square, two_sample, with_graph
+from toy import Toy, chi_square, same_in_any_batch, two_sample, with_graph
 
 from arcompile.drafting import draft, renamed
 from arcompile.errors import ArcError
 from arcompile.ir import Builder, merge
 from arcompile.passes.draft import Draft
+from arcompile.passes.kv_int4 import KvInt4
+from arcompile.passes.kv_int8 import KvInt8
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.program_text import parse_program
 from arcompile.speculation import Method, ratio, residual
@@ -56,6 +57,17 @@ def test_the_law_is_the_large_models(toy, window, how):
     assert two_sample(counts, plain) > SURE
 
 
+@pytest.mark.parametrize("by", [KvInt8(), KvInt4(window=0)], ids=str)
+def test_a_drafter_of_rounded_caches_keeps_the_law(toy, by):
+    """A rejected draft's codes are written over, as whole slots are."""
+    how = {"guidance": 1.5}
+    p = draft(toy.program, "draft", 3, run(toy.small, [by]), Method(ratio, residual))
+    p.verify()
+    assert {t.dtype for k, t in p.state if k.startswith("small_k.")} == {"u8", "f32"}
+    _, law = toy.law(**how)
+    assert chi_square(toy.counts(toy.sample(p, IMAGES, seed=7, **how).tokens), law) > SURE
+
+
 def test_a_wrong_law_of_drafts_is_seen(toy):
     """Drafts of the small model that are tested as if drawn from anything."""
     def spoil(g):
@@ -77,19 +89,11 @@ def test_the_model_itself_is_never_refused(toy):
 
 
 def test_a_batch_draws_what_each_image_draws_alone(toy):
-    p, b = drafted(toy, 3), 6
-    ask = {"inputs": {"cond": np.arange(b) % 2}, "seeds": np.arange(b, dtype=np.uint64),
-           "guidance": np.array([1.0, 2.0, 1.5, 1.0, 3.0, 1.0]),
-           "temperature": np.array([1, 0.5, 0, 1, 2, 1], np.float32)}
-    whole = toy.run(p, replace(toy.request(b), copies=np.zeros(b, int), **ask))
-    for i in (*range(b), [4, 1]):
-        at = np.ravel(i)
-        one = {k: v[at] if k != "inputs" else {"cond": v["cond"][at]} for k, v in ask.items()}
-        part = toy.run(p, replace(toy.request(len(at)), copies=np.zeros(len(at), int), **one))
-        assert (part.tokens == whole.tokens[at]).all()
+    same_in_any_batch(toy, drafted(toy, 3))
 
 
-@pytest.mark.parametrize("by", ["int8{least=1,bound=9.0}", "shallow{layers=1}"])
+@pytest.mark.parametrize("by", ["int8{least=1,bound=9.0}", "shallow{layers=1}", "kv-int8",
+                                "kv-int4{window=0}"])
 def test_greedy_tokens_are_those_of_plain_decoding(by):
     p = llama(2)
     q = run(p, [Draft(window=3, by=by)], weights(p))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import numpy as np
 import pytest
 import tiny
@@ -114,3 +117,19 @@ def test_a_terminal_has_two_pixels_a_character():
     text = blocks(np.zeros((8, 200, 3), np.uint8))
     assert text.count("\n") == 1  # every fourth row and column
     assert text.count("\u2580") == 50
+
+
+def test_a_terminal_shows_a_frame_over_the_one_before(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    show = Preview("terminal", 16)
+    for step in (16, 32):
+        show(Frames(step))
+    show.close()
+    first, second = sys.stderr.getvalue().split("\x1b[4A")  # up by its lines
+    assert first.count("\n") == second.count("\n") == 4
+    assert "255;255;255" not in first
+    assert "255;255;255" in second

@@ -7,12 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy import Toy, chi_square
+from toy import Toy, chi_square, same_in_any_batch
 
-from arcompile.ir import OPS
+from arcompile import speculation
+from arcompile.ir import OPS, Builder, evaluate
 from arcompile.passes.cool_sd import CoolSD
 from arcompile.passes.gsd import GSD
 from arcompile.passes.lantern import Lantern
+from arcompile.passes.scd import SCD
 from arcompile.passes.sjd import SJD
 from arcompile.pipeline import run
 from arcompile.text import parse_graph
@@ -26,7 +28,7 @@ DECODE = """graph decode(%tokens: i64[b,5]) {
 }"""
 NEUTRAL = [GSD(window=4, group=1), GSD(window=4, distance=0.0), CoolSD(window=4, delta=1.0),
            Lantern(window=4, near=0), Lantern(window=4, near=2, most=0.0),
-           Lantern(window=4, near=2, times=1.0)]
+           Lantern(window=4, near=2, times=1.0), SCD(window=4, coupling="independent")]
 ROWS = [  # each row from strict to lax
     [GSD(window=4, group=1), GSD(window=4, distance=2.0), GSD(window=4, distance=9.0, near=1.0)],
     [CoolSD(window=4, delta=1.0), CoolSD(window=4, delta=1.5), CoolSD(window=4, delta=2.5)],
@@ -74,6 +76,32 @@ def test_laxer_takes_fewer_rounds_and_bends_the_law(toy, row):
     p = [chi_square(toy.counts(f.tokens), law) for f in found]
     assert p[0] > 1e-4
     assert p[-1] < 1e-9
+
+
+@pytest.mark.parametrize("way", [row[1] for row in ROWS], ids=str)
+def test_a_batch_draws_what_each_image_draws_alone(toy, way):
+    p = run(toy.program, [way])
+    toy.weights = Store(of_arrays({**toy.plain, "@codes": toy.codes}), p.fold)
+    same_in_any_batch(toy, p)
+
+
+@pytest.mark.parametrize("delta", [1.0, 1.2, 2.0])
+def test_cool_sd_moves_a_token_by_no_more_than_it_says(delta):
+    """The whole law of what comes of a draft, of 200 pairs of laws; a row for each draft."""
+    way, v, many = CoolSD(window=4, delta=delta, nu=0.0), 24, 200
+    b = Builder("one")
+    laws, at = [b.param(k, f"f32[b,c,{v}]") for k in "pq"], [b.param(k, "f32[b,c]") for k in "xy"]
+    t = speculation.Tested(b, *laws, b.param("draft", "i64[b,c]"), *at, b.param("done", "i64[b]"))
+    g = b.graph(weight=way._weight(t), rest=way._rest(t))
+    p, q = np.random.default_rng(0).dirichlet(np.ones(v), (2, many)).astype(np.float32)
+    row = {k: np.broadcast_to(x, (v, many, v)) for k, x in (("p", p), ("q", q))}
+    made = evaluate(g, {**row, "x": p.T, "y": q.T, "done": np.zeros(v, int),
+                        "draft": np.broadcast_to(np.arange(v)[:, None], (v, many))})
+    kept, rest = q * np.minimum(1, made["weight"].T), made["rest"][0]
+    law = kept + (1 - kept.sum(1, keepdims=True)) * rest / rest.sum(1, keepdims=True)
+    off, beyond = np.abs(law - p).sum(1) / 2, (kept - np.minimum(p, q)).sum(1)
+    assert (off <= beyond + 1e-5).all()
+    assert (off.mean() > 0.02) == (delta > 1)
 
 
 def test_nearest_by_hand():

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from toy import Toy, chi_square, two_sample, with_graph
+from toy import Toy, chi_square, same_in_any_batch, two_sample, with_graph
 
 from arcompile.ir import Builder, merge
+from arcompile.passes.cool_sd import CoolSD
+from arcompile.passes.gsd import GSD
 from arcompile.passes.jacobi import Jacobi
+from arcompile.passes.lantern import Lantern
 from arcompile.passes.scd import SCD
 from arcompile.passes.sjd import SJD
 from arcompile.pipeline import run
@@ -131,7 +133,8 @@ def test_noise_that_is_used_twice_is_seen(toy):
 # --- neutral settings, batches, seeds ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [SJD(window=1), SCD(window=1), Jacobi(window=1)], ids=str)
+@pytest.mark.parametrize("way", [SJD(window=1), SCD(window=1), Jacobi(window=1), GSD(window=1),
+                                 Lantern(window=1), CoolSD(window=1)], ids=str)
 def test_a_window_of_one_is_plain_decoding(toy, way):
     assert run(toy.program, [way]) is toy.program
 
@@ -145,17 +148,7 @@ def test_no_temperature_gives_the_tokens_of_plain_decoding(toy, way):
 
 @pytest.mark.parametrize("way", [WAYS[1], WAYS[4], WAYS[6], Jacobi(window=4)], ids=str)
 def test_a_batch_draws_what_each_image_draws_alone(toy, way):
-    p = run(toy.program, [way])
-    b = 6
-    ask = {"inputs": {"cond": np.arange(b) % 2}, "seeds": np.arange(b, dtype=np.uint64),
-           "guidance": np.array([1.0, 2.0, 1.5, 1.0, 3.0, 1.0]),
-           "temperature": np.array([1, 0.5, 0, 1, 2, 1], np.float32)}
-    whole = toy.run(p, replace(toy.request(b), copies=np.zeros(b, int), **ask))
-    for i in (*range(b), [4, 1]):
-        at = np.ravel(i)
-        one = {k: v[at] if k != "inputs" else {"cond": v["cond"][at]} for k, v in ask.items()}
-        part = toy.run(p, replace(toy.request(len(at)), copies=np.zeros(len(at), int), **one))
-        assert (part.tokens == whole.tokens[at]).all()
+    same_in_any_batch(toy, run(toy.program, [way]))
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
