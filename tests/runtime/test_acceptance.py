@@ -30,7 +30,8 @@ def test_a_map_is_as_wide_as_the_image():
     (9, [], "no window of drafts that moves over the image"),
     (9, [ZipAR(window=1)], "no window of drafts"),
     (9, [ZipARAdaptive(window=1)], "no window of drafts"),  # its rounds are of rows
-    (8, [SCD(window=4)], "8 positions make no square")], ids=str)
+    (8, [SCD(window=4)], "8 positions make no square")],
+    ids=["plain", "zipar", "zipar-adaptive", "no square"])
 def test_no_map(n, passes, why):
     with pytest.raises(ArcError, match=why):
         side(run(Toy(n=n).program, passes))
