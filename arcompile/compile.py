@@ -25,7 +25,7 @@ from arcompile.choose import fit
 from arcompile.digest import digest
 from arcompile.errors import MACHINE, ArcError
 from arcompile.glance import fitted
-from arcompile.pipeline import Pass, contract, parse_pipeline, run
+from arcompile.pipeline import Pass, contract, parse_pipeline, run, said
 from arcompile.plan import plan
 from arcompile.program import Program
 from arcompile.program_text import to_data
@@ -328,8 +328,7 @@ def _tools() -> dict[str, str]:
 
 def _contract(facts: Mapping[str, Any]) -> str:
     """For people, with the figures that back it."""
-    said = facts["contract"]
-    lines = [said["means"] + (f" (by {', '.join(said['by'])})" if said["by"] else "")]
+    lines = [said(facts["contract"])]
     for key, what, table in (("auto", "Tried when it was built", auto_rows),
                              ("drafts", "Drafts, when it was built", rounds.rows),
                              ("quality", "Measured", quality_rows)):

@@ -97,6 +97,11 @@ def contract(passes: Sequence[Pass]) -> dict[str, Any]:
     return {"keeps": weakest, "means": CONTRACTS[weakest], "by": by}
 
 
+def said(contract: Mapping[str, Any]) -> str:
+    """A contract in words."""
+    return contract["means"] + (f" (by {', '.join(contract['by'])})" if contract["by"] else "")
+
+
 _ITEM = re.compile(r"([\w-]+)\s*(?:\{(.*)\})?", re.DOTALL)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from arcompile.errors import ArcError
 from arcompile.quality import IMAGES, condition, settings
-from arcompile.runtime.acceptance import accepted
+from arcompile.runtime.acceptance import accepted, spent
 from arcompile.runtime.engine import Engine
 
 TITLES = {"forwards": "forwards an image", "positions": "positions",
@@ -27,10 +27,9 @@ def measure(engine: Engine) -> dict[str, Any]:
         return {"not measured": e.what}
     if out.rounds is None:
         return {"not measured": "no step has a window"}
-    forwards = float((out.rounds > 0).sum(0).mean())
-    positions = int(out.rounds.sum(0).max())
-    return {"images": IMAGES, "forwards": forwards, "positions": positions,
-            "committed": round(positions / forwards, 3),
+    forwards, committed = spent(out.rounds)
+    return {"images": IMAGES, "forwards": forwards, "positions": out.tokens.shape[1],
+            "committed": round(committed, 3),
             "held": round(float(accepted(out.rounds).mean()), 4)}
 
 

@@ -108,6 +108,9 @@ def test_tiny_end_to_end(tmp_path, capsys, monkeypatch):
     assert code == 0
     assert 0 < row["bytes"]["step_weights"] < row["bytes"]["run_weights"] < row["bytes"]["file"]
     assert row["greedy"]["engine"]["n"] == len(row["series"]["engine_ms"]) == 12
+    floor, held = row["greedy"]["floor"], row["bytes"]
+    more = floor["pairs_vs_floor"]["median"] / floor["with_caches"]["median"] - 1
+    assert 0 < more < 2 * held["state"] / held["step_weights"]  # what caches hold, by and by
     (written,) = tmp_path.glob("*.jsonl")
     assert json.loads(written.read_text()) == row
     folder = tmp_path / "cache" / "bench" / "llamagen-tiny" / "engine"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -80,7 +79,7 @@ def generate(
     said = str(features) if features is not None else cond
     made_by = {k: opened.manifest[k] for k in ("family", "target", "dtype", "passes", "key")}
     used = {"seed": seed, "cond": said, "n": n, **chosen, "engine": made_by}
-    _write(result, out, tokens, acceptance, used)
+    _write(opened, result, (out, tokens, acceptance), used)
     told = {"path": str(out) if out else None, "tokens_path": str(tokens) if tokens else None,
             **used, **_told(result, acceptance), "timings": {"open": ready, **result.timings}}
     print_json(told) if as_json else _print(told)
@@ -118,9 +117,10 @@ def _rounds(result: Output) -> dict[str, Any]:
     """Of engines that draft: forwards an image took, and positions each committed, on average."""
     if result.rounds is None:
         return {}
-    forwards = (result.rounds > 0).sum(0).mean()
-    return {"forwards": round(float(forwards), 2),
-            "committed": round(result.tokens.shape[1] / float(forwards), 2)}
+    from arcompile.runtime.acceptance import spent
+
+    forwards, committed = spent(result.rounds)
+    return {"forwards": round(forwards, 2), "committed": round(committed, 2)}
 
 
 def _or(given: Any, default: Any) -> Any:
@@ -214,20 +214,27 @@ def _arrays(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 # --- results -------------------------------------------------------------------------------------
 
 
-def _write(result: Output, out: Path | None, tokens: Path | None, acceptance: Path | None,
+def _write(engine: Engine, result: Output, to: tuple[Path | None, Path | None, Path | None],
            used: Any) -> None:
     import arcompile
-    from arcompile.runtime.acceptance import accepted, picture
     from arcompile.runtime.image import save
 
+    out, tokens, acceptance = to
     if tokens is not None:
         _save_tokens(result, tokens)
-    if acceptance is not None and result.rounds is not None:
-        made = picture(accepted(result.rounds), math.isqrt(result.tokens.shape[1]))
-        save(made[None], acceptance)
+    if acceptance is not None:
+        _map(engine, result, acceptance)
     if out is not None and result.images is not None:
         save(result.images, out, {"Software": f"arcompile {arcompile.__version__}",
                                   "parameters": json.dumps(used)})
+
+
+def _map(engine: Engine, result: Output, path: Path) -> None:
+    from arcompile.runtime.acceptance import accepted, picture, side
+    from arcompile.runtime.image import save
+
+    assert result.rounds is not None  # `side` refuses the engines that have none
+    save(picture(accepted(result.rounds), side(engine.program))[None], path)
 
 
 def _drawn(result: Output) -> Array:

@@ -139,8 +139,9 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
     if opened.built:
         print(f"  built with {', '.join(opened.built)}")
     if opened.contract:
-        by = ", ".join(opened.contract["by"])
-        print(f"  {opened.contract['means']}{by and f' (by {by})'}")
+        from arcompile.pipeline import said
+
+        print(f"  {said(opened.contract)}")
     if opened.auto:
         from arcompile import auto
 

@@ -25,6 +25,12 @@ def side(p: Program) -> int:
     return found
 
 
+def spent(rounds: Array) -> tuple[float, float]:
+    """(forwards an image took, positions each committed), on average over images."""
+    forwards = float((rounds > 0).sum(0).mean())
+    return forwards, float(rounds.sum(0).mean()) / forwards
+
+
 def accepted(rounds: Array) -> Array:
     """The share of images whose draft was kept at each position, f64 [N].
 

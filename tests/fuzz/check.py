@@ -125,10 +125,13 @@ class _Case:
             types = {k: Type(t.dtype, t.shape[::-1] if k in columns else t.shape)
                      for k, t in types.items()}
             _, spans = safetensors.layout(types)
-            path.write_bytes(emit(g, spans, values={k: store[k] for k in few_integers(types)},
+
+            def read(name: str):
+                return np.ascontiguousarray(store[name].T) if name in columns else store[name]
+
+            path.write_bytes(emit(g, spans, values={k: read(k) for k in few_integers(types)},
                                   wide=self.sizes["s"] > 1, turned=columns, kernels=True))
-            safetensors.write(path.parent / WEIGHTS, types, lambda k: np.ascontiguousarray(
-                store[k].T) if k in columns else store[k])
+            safetensors.write(path.parent / WEIGHTS, types, read)
             sides = {"no kernels": None, **({"kernels": library()} if library() else {})}
             return {name: _session_run(path, kernels, self.given)
                     for name, kernels in sides.items()}
