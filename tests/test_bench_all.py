@@ -178,7 +178,9 @@ def test_a_stopped_run_takes_its_part_along(number, tmp_path):
         every._cached = dict
         every.command = lambda *x: [sys.executable, "-c", {part!r}]
         every.measure(print)"""
-    run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    # whoever runs the tests in the background may have Ctrl-C ignored, and children inherit that
+    run = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     found, end = tmp_path / "pid", time.monotonic() + 60
     while not (found.exists() and found.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
