@@ -116,11 +116,11 @@ def after(bench: Bench, passes: Sequence[Pass]) -> Bench:
     return replace(bench, plain=run(bench.plain, passes, source), source=source)
 
 
-def methods(share: float) -> Iterator[Pass]:
+def methods(share: float, p: Program) -> Iterator[Pass]:
     """What passes say is worth trying: those that keep the law, and others when they may."""
     for cls in PASSES.all().values():
         if share < 1 or cls.keeps not in LOSSY:
-            yield from (cls(**options) for options in cls.tries)
+            yield from cls.worth(p)
 
 
 def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench,
@@ -131,7 +131,7 @@ def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench,
     plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)),
                   bytes=program_cost(base.program, auto.batch).total.bytes)
     timed(base, cond, auto.batch, stop=WARM)
-    every, tried = [*methods(share)], [plain]
+    every, tried = [*methods(share, bench.plain)], [plain]
     for i, p in enumerate(every):
         progress("auto", i / len(every))
         try:
@@ -223,15 +223,21 @@ def _again(plain: Tried, t: Tried, batch: int) -> float:
 
 def _best(tried: Sequence[Tried], share: float, score: Callable[[Tried], float],
           again: Callable[[Tried], float]) -> Tried:
-    """The quickest that gains, and does so again, and keeps enough; scores are looked at from the
-    quickest on."""
+    """The quickest that gains, and does so again, and keeps enough. Measured again, and judged, are
+    those that come first only."""
     plain = tried[0]
     if share < 1:
         plain.score = score(plain)
-    for t in sorted((t for t in tried[1:] if t.gain >= GAIN), key=lambda t: -t.gain):
-        t.gain = min(t.gain, again(t))
-        if t.gain < GAIN:
+    left, sure = [*tried[1:]], set[str]()
+    while left:
+        t = max(left, key=lambda t: t.gain)
+        if t.refused or t.gain < GAIN:
+            break
+        if t.name not in sure:
+            t.gain = min(t.gain, again(t))
+            sure.add(t.name)
             continue
+        left.remove(t)
         if t.keeps in LOSSY:
             t.score = score(t)
             if t.score < share * (plain.score or 0.0):
@@ -260,13 +266,12 @@ def chosen(passes: Sequence[Pass], bench: Bench,
 
 
 def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """A row for each method, under a row of titles; the chosen one has a mark."""
+    """A row for each method that was timed, under a row of titles; the chosen one has a mark."""
     table: list[tuple[str, ...]] = [
         ("tried", "", "keeps", "forwards", "s", "plain s", "gain", "predicted", "judge")]
     for t in found["tried"]:
         mark = "*" if t["method"] == found["chosen"] else ""
         if "refused" in t:
-            table.append((t["method"], mark, "refused: " + t["refused"], *[""] * 6))
             continue
         predicted = "" if t["predicted"] is None else f"{t['predicted']:.2f}x"
         score = "" if "score" not in t else f"{t['score']:.3f}"
@@ -274,3 +279,13 @@ def rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
                       f"{t['seconds']:.3g}", f"{t.get('beside', 0):.3g}",
                       f"{t['gain']:.2f}x", predicted, score))
     return table
+
+
+def notes(found: Mapping[str, Any]) -> list[str]:
+    """A line for each reason why methods refused the program, most of all its family."""
+    why: dict[str, dict[str, None]] = {}
+    for t in found["tried"]:
+        if "refused" in t:
+            name = t["method"].partition("{")[0]
+            why.setdefault(t["refused"].removeprefix(f"pass {name} "), {})[name] = None
+    return [f"not tried: {', '.join(names)}: {reason}" for reason, names in why.items()]

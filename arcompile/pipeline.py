@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, dataclass_transform
 
 from arcompile import debug
@@ -39,7 +39,12 @@ class Pass:
     name: ClassVar[str] = ""
     keeps: ClassVar[Keeps] = "values"
     rules: ClassVar[Sequence[Rule]] = ()
-    tries: ClassVar[Sequence[Mapping[str, Any]]] = ()  # options worth trying when `auto` chooses
+    tries: ClassVar[Sequence[Mapping[str, Any]]] = ()  # options of `worth`
+
+    @classmethod
+    def worth(cls, p: Program) -> Iterable[Pass]:
+        """What `auto` tries on this program. Those that do not fit may refuse it."""
+        return (cls(**options) for options in cls.tries)
 
     def __call__(self, p: Program) -> Program:
         return p.on_graphs(lambda g: rewrite(g, self.rules, self.name))

@@ -92,6 +92,7 @@ def hollow(p: Program) -> Program:
 
 def embedding(p: Program, name: str) -> Value:
     """The weight [V,e] that `feed` looks tokens up in. Raises ArcError."""
+    check(p, name)
     g = p.graph("feed")
     for n in g.nodes:
         if n.op == "gather" and n.args[0].is_weight and n.args[1] is g.param("token"):
@@ -105,6 +106,7 @@ def neighbours(p: Program, name: str, near: int) -> tuple[Program, Value]:
     By the vectors that its decoder looks codes up in; computed when the engine is built. Raises
     ArcError where there is no decoder.
     """
+    check(p, name)
     g, codes = codebook(p, name)
     if near >= int(codes.type.shape[0]):
         raise ArcError(f"{near} neighbours in a codebook of {codes.type.shape[0]}")

@@ -45,6 +45,7 @@ class CSpD(Pass):
     """
 
     keeps = "quality"
+    tries = ({"window": 2}, {"window": 4})
     window: int = 4
     by: str = "int8"
     engine: str = ""

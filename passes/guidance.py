@@ -7,6 +7,7 @@ lets the twins go: half the rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from arcompile.errors import ArcError
@@ -25,6 +26,12 @@ class Guidance(Pass):
     keeps = "quality"
     first: int = 0
     last: int = 0
+
+    @classmethod
+    def worth(cls, p: Program) -> Iterable[Pass]:
+        """Late steps without twins; those without them in early ones save nothing."""
+        ends = {round(share * len(p.steps)) for share in (0.8, 0.6, 0.4)} - {0, len(p.steps)}
+        return (cls(last=n) for n in sorted(ends))
 
     def __call__(self, p: Program) -> Program:
         last = self.last or len(p.steps)

@@ -22,6 +22,7 @@ class Trim(Pass):
     """
 
     keeps = "quality"
+    tries = ({"scales": 1},)
     scales: int = 0
 
     def __call__(self, p: Program) -> Program:

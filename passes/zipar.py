@@ -8,6 +8,8 @@ rotation goes by the raster place, whenever a token is drawn.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from arcompile.dims import Dim
@@ -31,9 +33,19 @@ class ZipAR(Pass):
     window: int = 8
     width: int = 0
 
+    @classmethod
+    def worth(cls, p: Program) -> Iterable[Pass]:
+        return (cls(window=n) for n in windows(p))
+
     def __call__(self, p: Program) -> Program:
         width = row_of(p, self.name, self.window, self.width)
         return p if self.window == width else _zipped(p, p.positions // width, width, self.window)
+
+
+def windows(p: Program) -> list[int]:
+    """Those worth trying: three quarters, half and a quarter of a row."""
+    width = math.isqrt(p.positions)
+    return sorted({width * n // 4 for n in (1, 2, 3)} - {0})
 
 
 def row_of(p: Program, name: str, window: int, width: int, least: int = 1) -> int:

@@ -10,13 +10,14 @@ token of every row that may go on, and an image takes w and the sum of its rows'
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from arcompile.dims import Dim
 from arcompile.drafting import vocabulary
 from arcompile.errors import ArcError
 from arcompile.ir import Builder, Graph, Node, Type, Value, merge
-from arcompile.passes.zipar import row_of
+from arcompile.passes.zipar import row_of, windows
 from arcompile.pipeline import Pass, register
 from arcompile.program import Call, Draw, Program, Step
 from arcompile.raster import bare
@@ -35,6 +36,10 @@ class ZipARAdaptive(Pass):
     window: int = 4
     width: int = 0
 
+    @classmethod
+    def worth(cls, p: Program) -> Iterable[Pass]:
+        return (cls(window=n) for n in windows(p))
+
     def __call__(self, p: Program) -> Program:
         width = row_of(p, self.name, self.window, self.width, 2)
         if self.window == width or p.positions == width:
@@ -49,6 +54,9 @@ def zipped(p: Program, h: int, w: int, window: int, name: str) -> Program:
     if not isinstance(first.append, int) or step.param("keep"):
         raise ArcError(f"pass {name} takes prompts of one fixed length",
                        hint="it is for class-conditional models so far")
+    if step.param("past") is None:
+        raise ArcError(f"pass {name} needs a step that knows its slot, and that of {p.name} has "
+                       "no caches")
     v, slots = vocabulary(p), n + first.append
     old = {t.shape[2] for k, t in p.state if t.rank == 4 and step.param(k)}
     own = {"held": Type("i64", ("b", slots)), "board": Type("i64", ("b", n + 1)),

@@ -10,14 +10,16 @@ import pytest
 from tiny import llama, weights
 
 from arcompile import auto, ceilings
-from arcompile.auto import Bench, Tried, decide, methods, predict, rows
+from arcompile.auto import Bench, Tried, decide, methods, notes, predict, rows
 from arcompile.ceilings import Ceilings, Spent, window_of
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.passes.dead_code import DeadCode
 from arcompile.passes.draft import Draft
 from arcompile.passes.gsd import GSD
+from arcompile.passes.guidance import Guidance
 from arcompile.passes.scd import SCD
+from arcompile.passes.zipar_adaptive import ZipARAdaptive
 from arcompile.pipeline import contract, parse_pipeline, run
 from arcompile.program_text import to_data
 from arcompile.quality import LOSSY
@@ -35,7 +37,7 @@ def bench(folder, plain=None, **more):
 
 
 def test_exact_methods_only_unless_asked():
-    exact, every = [*methods(1.0)], [*methods(0.9)]
+    exact, every = ([*methods(share, llama(2))] for share in (1.0, 0.9))
     assert exact
     assert not [p for p in exact if p.keeps in LOSSY]
     assert {p.name for p in every} > {p.name for p in exact}
@@ -147,6 +149,7 @@ def test_the_quickest_that_keeps_enough():
     assert best(0.9) is b
     assert best(0.95) is a
     assert best(0.9, lambda t: 1.0 if t is b else t.gain) is a  # luck does not last
+    assert best(0.8, lambda t: 1.2 if t is b else t.gain) is a  # nor does a lead
     assert auto._best([none, c], 1.0, lambda t: 0.0, lambda t: t.gain) is none
 
 
@@ -165,6 +168,70 @@ def test_what_was_measured_is_told(tmp_path, monkeypatch):
     assert json.loads(json.dumps(found)) == found
     marked = [r[0] for r in rows(found) if r[1] == "*"]
     assert marked == [found["chosen"]]
+
+
+# --- other families ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["var", "mar"])
+def family(request):
+    """(name, an exported program, its weights): three scales, or four steps of cells."""
+    pytest.importorskip("torch")
+    from arcompile.compile import exported
+    from arcompile.family import FAMILIES
+
+    f = FAMILIES[request.param]
+    model = f.model(f.random("tiny"), {})
+    return f.name, exported(model), model.weights
+
+
+def guided(p):
+    return sum(s.guide != (1.0, 0.0) for s in p.steps)
+
+
+def test_shares_of_quality_in_other_families(family, tmp_path, monkeypatch):
+    """A step takes a second and its twins two more; and the quickest loses too many pictures."""
+    name, p, source = family
+    true, said = auto.timed, iter([0.9, 0.5, 0.89])
+
+    def timed(e, *more, **limits):
+        return (len(e.program.steps) + 2.0 * guided(e.program), *true(e, *more, **limits)[1:])
+
+    monkeypatch.setattr(auto, "timed", timed)
+    judge = lambda pictures, classes: {"both": next(said)}  # noqa: E731
+    facts = {**FACTS, "family": name, "vocabulary": 0}
+    made = Bench(p, source, facts, tmp_path, judge, 2)
+    passes, found = decide([Auto(quality="0.98")], made)
+    lines = {t["method"]: t for t in found["tried"]}
+    quickest, best = {
+        "var": ("guidance{last=1}", "trim{scales=1}"),
+        "mar": ("guidance{last=2}", "guidance{last=3}")}[name]
+    assert (lines[quickest]["score"], lines[best]["score"]) == (0.5, 0.89)
+    assert found["chosen"] == str(passes[0]) == best
+    assert {"seconds", "gain"} <= lines["cspd" if name == "mar" else best].keys()
+    assert [r[0] for r in rows(found) if r[1]] == [best]
+    assert not [r for r in rows(found) if r[0].startswith("scd")]
+    raster = [s for s in notes(found) if "needs a raster program" in s]
+    assert len(raster) == 1
+    assert raster[0].startswith("not tried: cool-sd, draft, gsd, jacobi, lantern, scd, zipar")
+
+
+def test_nothing_in_another_family_without_a_loss(family, tmp_path, monkeypatch):
+    name, p, source = family
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, 1.0, 1.0))
+    passes, found = decide([Auto()], Bench(p, source, {**FACTS, "family": name}, tmp_path))
+    assert passes == []
+    assert [r[0] for r in rows(found)] == ["tried", "none"]
+
+
+def test_a_network_that_is_nothing_has_no_rows_to_draw_side_by_side():
+    with pytest.raises(ArcError, match="has no caches"):
+        run(hollow(llama(2)), [ZipARAdaptive(window=1)])
+
+
+def test_guidance_of_later_steps_only():
+    assert [p.last for p in Guidance.worth(llama(2))] == [2, 3]
+    assert [p.window for p in ZipARAdaptive.worth(llama(2))] == [1]
 
 
 def test_nothing_where_nothing_gains(tmp_path, monkeypatch):

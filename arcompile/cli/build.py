@@ -128,6 +128,7 @@ def _print(told: dict[str, Any]) -> None:
         from arcompile import auto
 
         print(columns(auto.rows(told["auto"])))
+        print(*auto.notes(told["auto"]), sep="\n", end="\n" if auto.notes(told["auto"]) else "")
     if told["drafts"]:
         from arcompile import rounds
 

@@ -146,6 +146,7 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
         from arcompile import auto
 
         print(columns(auto.rows(opened.auto)))
+        print(*auto.notes(opened.auto), sep="\n", end="\n" if auto.notes(opened.auto) else "")
     if opened.drafts:
         from arcompile import rounds
 

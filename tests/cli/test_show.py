@@ -26,6 +26,33 @@ def test_show_an_engine(built: Ran, run: Any) -> None:
     assert {g["graph"] for g in told["graphs"]} >= {"prompt", "step", "feed", "decode", "encode"}
 
 
+def test_show_what_auto_chose_from(tmp_path: Path, run: Any, monkeypatch: Any) -> None:
+    """A real build. Here a forward takes a second, and a round of drafts is as quick as a step."""
+    pytest.importorskip("torch")
+    from arcompile import auto, ceilings
+    from arcompile.compile import write
+    from arcompile.family import FAMILIES
+    from arcompile.pipeline import parse_pipeline
+    from arcompile.runtime.engine import load
+
+    true, f, folder = auto.timed, FAMILIES["llamagen"], tmp_path / "e"
+    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 3)
+    monkeypatch.setattr(ceilings, "spent", lambda e, *n: ceilings.Spent(0.0, 1.0))
+    folder.mkdir()
+    write(folder, "llamagen", f.model(f.random("tiny"), {}), "reference", "f32",
+          parse_pipeline("auto"))
+    engine = load(folder)
+    found = engine.manifest["auto"]
+    assert found["chosen"] in engine.manifest["passes"]
+    assert engine.manifest["contract"]["by"] == [found["chosen"]]
+    assert engine.generate(1).rounds is not None
+    assert run("show", folder, "--json").json["auto"] == found
+    lines = run("show", folder).out.splitlines()
+    assert [s for s in lines if s.split()[:2] == [found["chosen"], "*"]]
+    assert "not tried: scd: a window of 32 positions in an image of 16" in lines
+    assert f"| {found['chosen']} | * |" in (folder / "README.md").read_text()
+
+
 def test_show_a_graph_its_dot_and_the_cost(built: Ran, run: Any) -> None:
     feed = run("show", built.folder, "--graph", "feed").out
     assert feed.startswith("graph feed(%token: i64[b,c], %image: i64[r]) {\n")
