@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,17 +202,23 @@ def _content(option: str, value: Any) -> Any:
 
 def _own_digest() -> str:
     """Of the compiler's own sources, by size and time: a changed pass must not hit the cache."""
+    marks = []
+    for f in own_sources():
+        s = f.stat()
+        marks.append(f"{f.name}:{s.st_size}:{s.st_mtime_ns}")
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+
+
+def own_sources(*suffixes: str) -> Iterator[Path]:
+    """The compiler's Python files, in order, and those of other suffixes beside them."""
     import arcompile.kernels
     import arcompile.models
     import arcompile.passes
 
-    marks = []
     for package in (arcompile, arcompile.kernels, arcompile.models, arcompile.passes):
         # not __path__: of an editable install that has the whole checkout in it, .venv too
-        for f in sorted(Path(str(package.__file__)).parent.rglob("*.py")):
-            s = f.stat()
-            marks.append(f"{f.name}:{s.st_size}:{s.st_mtime_ns}")
-    return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+        yield from (f for f in sorted(Path(str(package.__file__)).parent.rglob("*"))
+                    if f.suffix in (".py", *suffixes))
 
 
 def _cached(folder: Path, key: str) -> Engine | None:

@@ -2,7 +2,9 @@
 newest whole runs of `arcompile bench all` in a file of results; a row in results/agree.jsonl.
 
 Whole runs agree where 9 in 10 of their figures lie in the span that the other run prints, which is
-what the span says of them. Two runs of one suite have p10 to p90 only, which have to overlap.
+what the span says of them. A run's span is of what it and the earlier runs in the file know, so the
+later run's figures are news to the earlier one's spans: `foretold` counts those alone. Two runs of
+one suite have p10 to p90 only, which have to overlap.
 """
 
 from __future__ import annotations
@@ -41,12 +43,14 @@ def whole(rows: list[Mapping[str, Any]], quick: bool = False) -> tuple[dict[str,
         raise ArcError(f"{len(found)} whole runs in these results, and two are compared",
                        hint="arcompile bench all -o FILE, twice")
     one, two = found[-2:]
-    lines = runs.compare(one, two)
+    earlier = runs.before(one, found)
+    lines = runs.compare(one, two, earlier)
     read = {r.name: {k: x["machine"]["read_gbps"]["best"] for k, x in r.rows.items()
                      if "read_gbps" in x.get("machine", {})} for r in (one, two)}
     row = {"suite": "agree-runs", "kind": "agree-runs", "one": one.name, "two": two.name,
            "quick": quick, "seconds": [one.told["s"], two.told["s"]],
-           "counts": runs.counts(lines), "lines": lines, "read_gbps": read}
+           "earlier": [r.name for r in earlier], "counts": runs.counts(lines), "lines": lines,
+           "read_gbps": read}
     return row, runs.markdown(lines, one, two)
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from arcompile.runtime.engine import Engine
 
 Say = Callable[[str], None]
+NATIVE = (".cc", ".cpp", ".h", ".hpp", ".cu", ".cuh")
 APART = ("limits", "block", "warm", "top_k")  # of a suite: what does not change its engine
 
 
@@ -26,6 +27,17 @@ def key(suite: Suite) -> str:
 
     what = {k: v for k, v in describe(suite).items() if k not in APART}
     return hashlib.sha256(f"{json.dumps(what)}\0{_own_digest()}".encode()).hexdigest()
+
+
+def code() -> str:
+    """Of everything that decides what is measured: the sources of compiler and bench, by content,
+    so that two checkouts of one commit are the same."""
+    from arcompile.compile import own_sources
+
+    found = hashlib.sha256()
+    for f in (*own_sources(*NATIVE), *sorted(Path(__file__).parent.glob("*.py"))):
+        found.update(f"{f.name}\0".encode() + f.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def ready(suite: Suite, say: Say) -> tuple[Path, dict[str, Any]]:

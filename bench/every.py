@@ -185,6 +185,7 @@ def _measure(keep: Callable[[Row], None], quick: bool, peers: str, say: Say,
              ask: Callable[..., Told]) -> int:
     began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     was, cached, todo, done = machine.facts(), _cached(), parts(), list[Row]()
+    code = built.code()
     for i, part in enumerate(todo, 1):
         say(f"{_clock(start)} {i}/{len(todo)} {part}")
         at = time.perf_counter()
@@ -199,7 +200,7 @@ def _measure(keep: Callable[[Row], None], quick: bool, peers: str, say: Say,
     spent, bad = time.perf_counter() - start, [str(x["what"]) for x in done if x["code"]]
     keep({"suite": "all", "kind": "all", "run": began, "host": machine.host(), "quick": quick,
           "time": datetime.now(UTC).isoformat(timespec="seconds"), "s": round(spent, 1),
-          "arcompile": arcompile.__version__, "complete": not bad and peers == "all",
+          "arcompile": arcompile.__version__, "code": code, "complete": not bad and peers == "all",
           "cached": cached, "parts": done, "machine": was})
     say(f"{_clock(start)} all: {spent / 60:.1f} minutes; "
         + (f"failed: {', '.join(bad)}" if bad else "every part ended well"))

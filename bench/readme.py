@@ -25,8 +25,9 @@ def block(rows: Sequence[Row]) -> str:
     run = whole[-1]
     own = [*run.rows.values()]
     rest = [r for r in last.values() if r.get("run") != run.name and r["suite"] not in run.rows]
-    return "\n\n".join((BEGIN, _run(run, rows), *_tables(own, runs.figures(run)), *_apart(rest),
-                        END))
+    figures = runs.figures(run, _before(run, rows))
+    return "\n\n".join((BEGIN, _run(run, rows), *_tables(own, figures),
+                        *_apart(rest), END))
 
 
 def _tables(rows: Iterable[Row], figures: Figures) -> Iterator[str]:
@@ -57,7 +58,7 @@ def _run(run: runs.Run, rows: Sequence[Row]) -> str:
             f"this name as `run`. {len(told['cached']['engines'])} engines were built before, and "
             "`build` of their rows says how long that took. A figure is the geometric mean over "
             "visits in processes of their own, minutes apart; the span beside it is where another "
-            "run says it is, 9 times of 10 (docs/reliability.md).")
+            f"run says it is, 9 times of 10, {_by(run, rows)} (docs/reliability.md).")
     checked = [r for r in newest(rows).values() if r.get("kind") == "agree-runs"
                and run.name in (r["one"], r["two"]) and not r["quick"]]
     for r in checked:
@@ -67,6 +68,16 @@ def _run(run: runs.Run, rows: Sequence[Row]) -> str:
     return said
 
 
+def _by(run: runs.Run, rows: Sequence[Row]) -> str:
+    n = len(_before(run, rows))
+    return (f"by what this run's visits and those of {n} earlier run{'s' * (n > 1)} tell" if n else
+            "by what this run's own visits tell")
+
+
+def _before(run: runs.Run, rows: Sequence[Row]) -> list[runs.Run]:
+    return runs.before(run, runs.complete(rows, run.told["quick"]))
+
+
 def agreed(c: Row) -> str:
     """runs.counts() in a sentence."""
     r, t = c["ratios"], c["times"]
@@ -74,10 +85,17 @@ def agreed(c: Row) -> str:
         return (f"spreads overlap for {r['agree']} of {r['of']} ratios and {t['agree']} of "
                 f"{t['of']} times")
     return (f"of ratios {r['inside']} of {r['means']} and of times {t['inside']} of {t['means']} "
-            f"means lie in the other run's span, {100 * c['inside']:.3g} % where 90 are promised; "
+            f"means lie in the other run's span, {100 * c['inside']:.3g} % where 90 are promised"
+            f"{_foretold(c)}; "
             f"spans overlap for {r['agree'] + t['agree']} of {r['of'] + t['of']} figures; half a "
             f"span is {100 * r['width']:.3g} % of a ratio and {100 * t['width']:.3g} % of a time, "
             "in the median")
+
+
+def _foretold(c: Row) -> str:
+    """Of rows since spans are of more runs than one."""
+    return (f" (of the later run's in the span that the earlier one printed before, "
+            f"{100 * c['foretold']:.3g} %)" if "foretold" in c else "")
 
 
 def _over(r: Row, figures: Figures) -> Row:

@@ -1,13 +1,16 @@
 """Whole runs of `arcompile bench all` in a file of rows, and the figures of one.
 
 A figure is the geometric mean over a run's visits, and the span beside it is where another run of
-the same machine says it is 9 times of 10 (`spread.interval`).
+the same machine says it is 9 times of 10 (`spread.interval`), by what this run and the earlier ones
+in the file know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,8 @@ from arcompile.bench import spread
 from arcompile.bench.spread import INSIDE
 
 Row = Mapping[str, Any]
+Key = tuple[str, str]  # suite, name of the figure
+AT_ONCE = timedelta(minutes=10)
 # Where rows of a suite have their figures, and whether both sides of a run's own machine are in
 # it. Greedy steps are those of whole images, which every visit draws.
 SUITE = {
@@ -87,21 +92,51 @@ def complete(rows: Sequence[Row], quick: bool = False) -> list[Run]:
     return found
 
 
-def figures(run: Run) -> dict[tuple[str, str], Figure]:
-    """Every figure of a run by what it is of and its name."""
-    seen: dict[tuple[str, str], tuple[list[float], bool]] = {}
+def before(run: Run, found: Sequence[Run]) -> list[Run]:
+    """The runs of the same machine that a run may learn from, oldest first: only earlier ones, so
+    that where the next one's figures lie tests what this one says."""
+    return [r for r in found if r.name < run.name
+            and all(r.told.get(k) == run.told.get(k) for k in ("host", "quick"))]
+
+
+def figures(run: Run, earlier: Sequence[Run] = ()) -> dict[Key, Figure]:
+    """Every figure of a run by what it is of and its name; `earlier` runs (`before`) tell how much
+    visits differ, and runs (`spread.interval`)."""
+    seen, visits = [visited(r) for r in (*earlier, run)], visited(run)
+    own = {key: spread.own([s[key] for s in seen if key in s])
+           for key in dict.fromkeys(k for s in seen for k in s)}
+    prior = spread.shared([*own.values()])
+    known = {key: spread.joined(x, prior) for key, x in own.items() if x.freedom}
+    drift = spread.drift((seen[i][key], seen[i + 1][key], known[key])
+                         for i in _pairs([*earlier, run])
+                         for key in seen[i] if key in seen[i + 1] and key in known)
+    ratios = {(s, name): r for s, row in run.rows.items() for name, _, r in _places(row)}
+    return {key: Figure(*(spread.interval(x, known[key], drift) if len(x) > 1 else x * 3), len(x),
+                        ratios[key]) for key, x in visits.items()}
+
+
+def visited(run: Run) -> dict[Key, list[float]]:
+    """The median of every visit to every figure."""
+    found = {}
     for suite, row in run.rows.items():
-        for name, where, ratio in _places(row):
+        for name, where, _ in _places(row):
             medians = [_median(at(r, where)) for r in (row, *run.again.get(suite, ()))]
             if held := [m for m in medians if m is not None]:
-                seen[suite, name] = held, ratio
-    prior = spread.shared([visits for visits, _ in seen.values()])
-    return {key: Figure(*_interval(visits, prior), len(visits), ratio)
-            for key, (visits, ratio) in seen.items()}
+                found[suite, name] = held
+    return found
 
 
-def _interval(visits: Sequence[float], prior: spread.Shared) -> tuple[float, float, float]:
-    return spread.interval(visits, prior) if len(visits) > 1 else (visits[0],) * 3
+def _pairs(found: Sequence[Run]) -> list[int]:
+    """Which run and the next measured the same code, so that what differs is the machine's."""
+    return [i for i, (one, two) in enumerate(pairwise(found)) if _same(one.told, two.told)]
+
+
+def _same(one: Row, two: Row) -> bool:
+    """By the digest of the code; rows of before there was one, by how soon the next run began."""
+    if "code" in one and "code" in two:
+        return bool(one["code"] == two["code"])
+    ended, began = (datetime.fromisoformat(x) for x in (one["time"], two["run"]))
+    return began - ended < AT_ONCE
 
 
 def _median(got: Any) -> float | None:
@@ -136,10 +171,11 @@ def at(row: Row, where: str) -> Any:
     return got
 
 
-def compare(one: Run, two: Run) -> list[dict[str, Any]]:
-    """Each figure that both runs have. inside: of the two means, how many lie in the span that the
-    other run prints, of which 9 in 10 should. agree: the spans overlap."""
-    a, b = figures(one), figures(two)
+def compare(one: Run, two: Run, earlier: Sequence[Run] = ()) -> list[dict[str, Any]]:
+    """Each figure that both runs have, `two` the later, with the spans of what each could know.
+    inside: of the two means, how many lie in the span that the other run prints, of which 9 in 10
+    should. foretold: the later mean is in the earlier span. agree: the spans overlap."""
+    a, b = figures(one, earlier), figures(two, (*earlier, one))
     found = []
     for key in [k for k in a if k in b]:
         x, y = a[key], b[key]
@@ -148,6 +184,7 @@ def compare(one: Run, two: Run) -> list[dict[str, Any]]:
             "two_vs_one": round(y.mean / x.mean, 4) if x.mean else None}
         if min(x.visits, y.visits) > 1:
             line |= {"agree": x.low <= y.high and y.low <= x.high, "inside": x.has(y) + y.has(x),
+                     "foretold": x.has(y),
                      "width": spread.figure(max(x.width, y.width), 3)}
         found.append(line)
     return found
@@ -164,8 +201,10 @@ def counts(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                        "width": spread.figure(float(np.median([x["width"] for x in some] or [0])),
                                               3)}
     means = sum(found[k]["means"] for k in found)
+    foretold = sum(x["foretold"] for x in spans) / max(1, len(spans))
     found["inside"] = spread.figure(sum(found[k]["inside"] for k in ("ratios", "times"))
                                     / max(1, means), 3)
+    found["foretold"] = spread.figure(foretold, 3)
     found["agree"] = found["inside"] >= INSIDE
     once = [abs(x["two_vs_one"] - 1) for x in lines if "agree" not in x and x["two_vs_one"]]
     found["once"] = {"of": len(once), "within_2_percent": sum(x <= 0.02 for x in once)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,50 +48,78 @@ def figure(x: float, digits: int = 4) -> float:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the variances of many figures tell about one of which few visits are known: as if
-    `freedom` more visits had shown `variance`."""
+class Known:
+    """A variance of logarithms, known as well as from `freedom` + 1 visits."""
 
     variance: float
     freedom: float
 
 
-def shared(visits: Sequence[Sequence[float]]) -> Shared:
-    """From the visits of every figure of a run: each one's own variance (of logarithms) is a draw
-    of a scaled F law, whose two parameters are those of the greatest likelihood (the prior of
-    Smyth, Linear models and empirical Bayes methods, 2004)."""
-    found = [(_variance(v), len(v) - 1) for v in visits if len(v) > 1]
-    if not found:
-        return Shared(LEAST**2, 0.0)
-    own, degrees = (np.array(x, float) for x in zip(*found, strict=True))
-    centre = math.log(float(np.median(own)))
-    scales = np.exp(np.linspace(centre - 4, centre + 4, 81))
-    free = np.exp2(np.arange(-1, 6.5, 0.5))
-    best = max((_likelihood(own, degrees, s, f), s, f) for s in scales for f in free)
-    return Shared(float(best[1]), float(best[2]))
+def own(runs: Sequence[Sequence[float]]) -> Known:
+    """Of one figure: within each of its runs, visits around the mean of that run."""
+    free = [len(v) - 1 for v in runs if len(v) > 1]
+    squares = sum((len(v) - 1) * _variance(v) for v in runs if len(v) > 1)
+    return Known(squares / sum(free), float(sum(free))) if free else Known(LEAST**2, 0.0)
 
 
-def _likelihood(own: Any, degrees: Any, scale: float, free: float) -> float:
-    """Logarithm of the density of own / scale ~ F(degrees, free), over all figures."""
-    both, ratio = degrees + free, degrees * own / (free * scale)
-    gamma = np.vectorize(math.lgamma, otypes=[float])
-    each = (gamma(both / 2) - gamma(degrees / 2) - math.lgamma(free / 2)
-            + degrees / 2 * np.log(ratio) - both / 2 * np.log1p(ratio))
-    return float(each.sum())
+def shared(figures: Sequence[Known]) -> Known:
+    """What the variances of many figures tell about one of which few visits are known.
 
-
-def interval(visits: Sequence[float], prior: Shared) -> tuple[float, float, float]:
-    """The figure of a run, and where one more visit to the same machine falls INSIDE of the times.
-
-    The geometric mean of the visits, and Student's interval for another observation, with the
-    figure's own variance and the shared one by their degrees of freedom. Another run's figure is a
-    mean of several visits and in it more often than that, were they independent; what the machine
-    does for longer than a run lasts takes that back.
+    Each figure's own is a draw of a scaled F law, whose two parameters are those of the greatest
+    likelihood (the prior of Smyth, Linear models and empirical Bayes methods, 2004).
     """
-    logs, degrees = np.log(np.asarray(visits, float)), len(visits) - 1
-    freedom = degrees + prior.freedom
-    variance = (degrees * _variance(visits) + prior.freedom * prior.variance) / freedom
-    half = student(freedom) * math.sqrt(variance * (1 + 1 / len(visits)))
+    found = [f for f in figures if f.freedom]
+    if not found:
+        return Known(LEAST**2, 0.0)
+    seen, degrees = (np.array(x) for x in zip(*((f.variance, f.freedom) for f in found),
+                                              strict=True))
+    scales = np.exp(np.linspace(-4, 4, 81) + math.log(float(np.median(seen))))
+    best = max((likely, float(scales[i]), float(free)) for free in np.exp2(np.arange(-1, 6.5, 0.5))
+               for i, likely in enumerate(_likelihood(seen, degrees, scales, free)))
+    return Known(best[1], best[2])
+
+
+def _likelihood(seen: Any, degrees: Any, scales: Any, free: float) -> list[float]:
+    """For each scale, the logarithm of the density of seen / scale ~ F(degrees, free)."""
+    alike, which = np.unique(degrees, return_inverse=True)
+    gamma = np.array([math.lgamma((d + free) / 2) - math.lgamma(d / 2) for d in alike])[which]
+    ratio = degrees * seen / (free * scales[:, None])
+    each = (gamma - math.lgamma(free / 2) + degrees / 2 * np.log(ratio)
+            - (degrees + free) / 2 * np.log1p(ratio))
+    return [float(x) for x in each.sum(1)]
+
+
+def joined(one: Known, prior: Known) -> Known:
+    """A figure's own variance and the shared one by their degrees of freedom."""
+    freedom = one.freedom + prior.freedom
+    return Known((one.freedom * one.variance + prior.freedom * prior.variance) / freedom, freedom)
+
+
+def drift(pairs: Iterable[tuple[Sequence[float], Sequence[float], Known]]) -> float:
+    """The variance of the runs' drift, in variances of a visit: by moments, of the visits of a
+    figure in one run and in the next; 0 where means differ by no more than visits explain."""
+    beyond = noise = 0.0
+    for one, two, known in pairs:
+        apart = float(np.log(one).mean() - np.log(two).mean())
+        beyond += apart**2 - known.variance * (1 / len(one) + 1 / len(two))
+        noise += 2 * known.variance
+    return max(0.0, beyond / noise) if noise else 0.0
+
+
+def interval(visits: Sequence[float], known: Known,
+             drift: float = 0.0) -> tuple[float, float, float]:
+    """The figure of a run, and where a visit in another run falls INSIDE of the times.
+
+    The model, in logarithms: visit = figure + drift of its run + noise of the visit. What moves a
+    figure from visit to visit moves it from run to run too, so its drift's variance is `drift`
+    times that of its noise, one factor for all figures. The mean of n visits and one of another
+    run are then apart by 1 + 1/n + 2 drift variances of a visit, of Student's law.
+
+    One run alone knows no drift (0). Another run's figure is a mean of several visits and nearer
+    than one of them by their noise: that is what is left for a drift not seen yet.
+    """
+    logs = np.log(np.asarray(visits, float))
+    half = student(known.freedom) * math.sqrt(known.variance * (1 + 1 / len(logs) + 2 * drift))
     centre = float(logs.mean())
     return math.exp(centre), math.exp(centre - half), math.exp(centre + half)
 
@@ -99,6 +128,7 @@ def _variance(visits: Sequence[float]) -> float:
     return max(LEAST**2, float(np.log(np.asarray(visits, float)).var(ddof=1)))
 
 
+@cache
 def student(freedom: float, inside: float = INSIDE) -> float:
     """t with so much of Student's law between -t and t: of t = sqrt(freedom) tan(a) the density is
     cos(a)^(freedom - 1)."""

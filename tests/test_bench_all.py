@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from arcompile import bench
-from arcompile.bench import agree, every, race, readme, runs, spread, suites, sweeps, visits
+from arcompile.bench import agree, built, every, race, readme, runs, spread, suites, sweeps, visits
 from arcompile.bench.every import Part, Told
 from arcompile.errors import ArcError
 
@@ -55,7 +55,7 @@ def measured(name, step=10.0):
     return suite_row(name, step)
 
 
-def run_of(kept, run, step=10.0, failing=""):
+def run_of(kept, run, step=10.0, failing="", code="c"):
     """One run of stand-ins into `kept`; its exit code."""
     def ask(part, quick, peers):
         if part.what == failing and not part.again:
@@ -66,10 +66,12 @@ def run_of(kept, run, step=10.0, failing=""):
         return Told((measured(part.what, step * (1.3 if part.again else 1)),), 0)
 
     at = len(kept)
-    code = every.measure(kept.append, ask=ask)
+    bad = every.measure(kept.append, ask=ask)
     for r in kept[at:]:  # runs of the same second would be one
         r["run"] = run
-    return code
+    assert kept[-1]["code"] == built.code()
+    kept[-1]["code"] = code
+    return bad
 
 
 def test_every_part_of_the_lists_is_known():
@@ -156,12 +158,14 @@ def test_two_runs():
     assert by["demo", "peak memory, bytes"].keys() & {"agree"} == set()
     assert row["counts"]["once"] == {"of": len(suites.ALL), "within_2_percent": len(suites.ALL)}
     assert (row["counts"]["inside"], row["counts"]["agree"]) == (1.0, True)
+    assert (row["counts"]["foretold"], row["earlier"]) == (1.0, [])
     assert "| demo | step, greedy, ms | 12.17 (" in table
-    run_of(kept, "r3", step=40.0)
+    run_of(kept, "r3", step=40.0, code="other")  # of the same it would be drift
     row, table = agree.whole(kept)
     step = next(x for x in row["lines"] if x["figure"] == "step, greedy, ms")
     assert (step["agree"], step["inside"]) == (False, 0)
     assert row["counts"]["inside"] < 0.9
+    assert row["earlier"] == ["r1"]
     assert not row["counts"]["agree"]
     assert "DIFFERENT" in table
 
