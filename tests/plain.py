@@ -20,11 +20,12 @@ from arcompile.target import TARGETS
 BOTH = [pytest.param("ort-cpu", marks=pytest.mark.ort), "reference"]
 
 
-def engine(family, source, folder: Path, target="ort-cpu", **options):
+def engine(family, source, folder: Path, target="ort-cpu", passes="", **options):
     """Compile weights that are in memory."""
     model = FAMILIES[family].model(source, options)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder, family, model, target, "f32", parse_pipeline(TARGETS[target].passes))
+    write(folder, family, model, target, "f32",
+          parse_pipeline(TARGETS[target].passes) + parse_pipeline(passes))
     return load(folder)
 
 

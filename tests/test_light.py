@@ -14,6 +14,8 @@ from arcompile.light import light
 from arcompile.program_text import parse_program
 from arcompile.runtime.engine import load
 
+STOP = "session.force_spinning_stop"
+
 
 def program(folder):
     return parse_program((folder / "program.arc").read_text())
@@ -31,6 +33,28 @@ def test_what_the_engine_says_is_what_its_sessions_get(tmp_path):
                for k, s in e.models.sessions.items()}
     assert threads["feed"] == 1
     assert threads["step"] == threads["decode"] == 2
+
+
+def awake(e):
+    """Graphs whose threads wait for the next run without sleeping."""
+    e.generate(1)
+    return {k for k, s in e.models.sessions.items() if k not in e.models.light
+            and s.model.get_session_options().get_session_config_entry(STOP) == "0"}
+
+
+@pytest.mark.ort
+@pytest.mark.parametrize(("family", "passes", "expected"), [
+    ("llamagen", "", {"step"}),
+    ("llamagen", "scd{window=4}", {"window"}),
+    ("llamagen", "draft{window=3,by='int8'}", set()),  # two models take turns
+    ("var", "", {"step"}),
+    ("mar", "", set()),  # a transformer and a head do
+])
+def test_threads_stay_awake_only_where_no_other_graph_has_its_turn(tmp_path, family, passes,
+                                                                   expected):
+    options = {"grid": 4} if family == "llamagen" else {}
+    e = plain.engine(family, FAMILIES[family].random("tiny"), tmp_path, passes=passes, **options)
+    assert awake(e) == expected
 
 
 @pytest.mark.ort

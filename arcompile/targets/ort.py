@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,12 +55,13 @@ class Session:
     """One loaded model. Shared by runs, and never written to.
 
     once: it runs once an image, and gives its working memory back: the caches of the next image
-    would lie next to it. notes: where it notes what every kernel takes. options: of the provider;
-    then: providers, with their options, for what the first one does not take.
+    would lie next to it. spins: its threads wait for the next run awake. notes: where it notes
+    what every kernel takes. options: of the provider; then: providers, with their options, for
+    what the first one does not take.
     """
 
     def __init__(self, path: Path, provider: str, threads: int, kernels: Path | None = None,
-                 once: bool = False, notes: Path | None = None,
+                 once: bool = False, spins: bool = True, notes: Path | None = None,
                  options: Mapping[str, str] | None = None, then: Sequence[Any] = ()):
         ort = runtime()
         self.how = ort.RunOptions()
@@ -74,6 +75,7 @@ class Session:
         how.enable_mem_pattern = False  # it plans for the largest shapes seen and keeps them
         # activations beside 8-bit weights stay what they are, not rounded to 8 bits in passing
         how.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        how.add_session_config_entry("session.force_spinning_stop", "0" if spins else "1")
         if notes is not None:
             how.enable_profiling = True
             how.profile_file_prefix = str(notes / path.stem)
@@ -244,24 +246,28 @@ class Runner:
 
 
 class Models:
-    """The engine's sessions, each loaded when first needed."""
+    """The engine's sessions, each loaded when first needed.
+
+    finish: graphs that make pixels of what was drawn. loop: graphs of the steps.
+    """
 
     def __init__(self, folder: Path, provider: str, threads: int, finish: set[str],
-                 notes: Path | None = None):
+                 loop: Set[str] = frozenset(), notes: Path | None = None):
         self.folder, self.provider, self.threads = folder, provider, threads
-        self.notes = notes
-        self.finish = finish  # graphs that make pixels of what was drawn
+        self.notes, self.finish = notes, finish
         self.sessions: dict[str, Session] = {}
         self.device = device_of(provider)
         self.kernels = cpu.library() if self.device == "cpu" else None
         self.light = bundle.words(folder / bundle.LIGHT, "light graphs")
+        self.spins = _spinning(loop - set(self.light))
 
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
             path = self.folder / f"{graph}.onnx"
             threads = 1 if graph in self.light else self.threads
             self.sessions[graph] = Session(path, self.provider, threads, self.kernels,
-                                           graph in self.finish, self.notes, **self.more(graph))
+                                           graph in self.finish, graph in self.spins, self.notes,
+                                           **self.more(graph))
         return self.sessions[graph]
 
     def more(self, graph: str) -> dict[str, Any]:
@@ -274,6 +280,13 @@ class Models:
 
     def runner(self) -> Runner:
         return Runner(self)
+
+
+def _spinning(heavy: Set[str]) -> Set[str]:
+    """Of the loop's graphs with threads of their own, those whose threads may wait awake for the
+    next run: only where there is one. Those of any other graph would still be awake while the next
+    one runs, on the same cores; waking them takes some 20 us."""
+    return heavy if len(heavy) == 1 else frozenset()
 
 
 def _wide(p: Program, graph: str) -> bool:
@@ -366,7 +379,8 @@ class OrtCpu(Target):
         if reason:
             raise ArcError(reason, code=MACHINE, hint="arcompile doctor tells what is missing")
         finish = {c.graph for c in program.finish}
-        return self.models(folder, self.provider, threads or _cores(), finish, notes)
+        loop = {c.graph for s in program.steps for c in s.calls}
+        return self.models(folder, self.provider, threads or _cores(), finish, loop, notes)
 
     def available(self) -> str:
         try:

@@ -42,7 +42,8 @@ class Engine::Impl {
         labels_(bundle_.labels()), defaults_(bundle_.defaults()),
         models_(std::make_shared<ort::Library>(options.ort_library, provider_of(bundle_.word("target")),
                                                options.kernels),
-                bundle_.folder, options.threads > 0 ? options.threads : cores(), bundle_.light()) {}
+                bundle_.folder, options.threads > 0 ? options.threads : cores(), bundle_.light(),
+                program_.loop()) {}
 
   Output generate(const Request& r) const {
     Ask q = make(facts(), r);

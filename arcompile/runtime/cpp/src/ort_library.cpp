@@ -184,12 +184,15 @@ void Library::must(OrtStatus* status, const std::string& what) const {
   }
 }
 
-Owned<OrtSession> Library::session(const std::string& path, int threads) const {
+Owned<OrtSession> Library::session(const std::string& path, Threads threads) const {
   const std::string what = "ONNX Runtime refuses " + fs::path(path).filename().string();
   OrtSessionOptions* raw = nullptr;
   must(api_->CreateSessionOptions(&raw), what);
   const Owned<OrtSessionOptions> options{raw, {api_->ReleaseSessionOptions}};
-  must(api_->SetIntraOpNumThreads(raw, threads), what);
+  must(api_->SetIntraOpNumThreads(raw, threads.count), what);
+  if (!threads.spin) {
+    must(api_->AddSessionConfigEntry(raw, "session.force_spinning_stop", "1"), what);
+  }
   must(api_->SetSessionLogSeverityLevel(raw, kFatal), what);  // errors are ours to tell
   must(api_->DisableMemPattern(raw), what);  // it plans for the largest shapes seen and keeps them
   // activations beside 8-bit weights stay what they are, not rounded to 8 bits in passing

@@ -21,6 +21,12 @@ struct Kernels {
 };
 Kernels kernels_of(const std::string& provider);
 
+// Of a session. spin: they wait for the next run awake.
+struct Threads {
+  int count = 1;
+  bool spin = true;
+};
+
 class Library {
  public:
   // `given` is a file, else ARC_ORT_LIBRARY, the wheel's own file, the system. Throws where there
@@ -41,7 +47,7 @@ class Library {
   std::string said(OrtStatus* status) const;
 
   // The one place where a model becomes a session.
-  Owned<OrtSession> session(const std::string& path, int threads) const;
+  Owned<OrtSession> session(const std::string& path, Threads threads) const;
   // Gives the system what the heap holds and nothing uses.
   void trim() const;
   // Gives back what making sessions took, once: heap, and pages of ONNX Runtime's code.

@@ -295,6 +295,14 @@ Sizes Program::sizes(std::int64_t images, std::int64_t rows, const Sizes& told) 
   return out;
 }
 
+std::set<std::string> Program::loop() const {
+  std::set<std::string> found;
+  for (const Step& s : steps) {
+    for (const Call& c : s.work->calls) found.insert(c.graph);
+  }
+  return found;
+}
+
 const Type* Program::input(const std::string& wanted) const {
   for (const auto& [key, type] : inputs) {
     if (key == wanted) return &type;

@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -69,6 +70,7 @@ struct Program {
   // Sizes of a run: those that only a request tells are `told`, or 64.
   Sizes sizes(std::int64_t images, std::int64_t rows, const Sizes& told = {}) const;
   const Type* input(const std::string& wanted) const;
+  std::set<std::string> loop() const;  // graphs of the steps
 };
 
 }  // namespace arc

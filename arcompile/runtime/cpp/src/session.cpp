@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <iterator>
 
 #include "text.hpp"
 
@@ -64,7 +65,7 @@ std::size_t Slots::operator[](const std::string& name) {
 }
 
 Session::Session(std::shared_ptr<const ort::Library> library, const std::string& graph,
-                 const std::string& path, int threads, Slots& slots)
+                 const std::string& path, ort::Threads threads, Slots& slots)
     : library_(std::move(library)), graph_(graph), session_(library_->session(path, threads)) {
   const std::string what = "ONNX Runtime cannot describe graph " + graph;
   std::size_t n = 0;
@@ -293,9 +294,14 @@ void Bound::run_each(Env& env, std::int64_t n, const OrtRunOptions* options) {
 }
 
 Models::Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads,
-               const std::vector<std::string>& light)
+               const std::vector<std::string>& light, const std::set<std::string>& loop)
     : library_(std::move(library)), folder_(std::move(folder)), threads_(threads),
-      light_(light.begin(), light.end()) {}
+      light_(light.begin(), light.end()) {
+  std::vector<std::string> heavy;
+  std::set_difference(loop.begin(), loop.end(), light_.begin(), light_.end(),
+                      std::back_inserter(heavy));
+  if (heavy.size() == 1) spins_ = heavy[0];
+}
 
 bool Models::loaded() const {
   const std::lock_guard<std::mutex> held(lock_);
@@ -307,7 +313,8 @@ const Session& Models::session(const std::string& graph) const {
   auto& found = sessions_[graph];
   if (!found) {
     found = std::make_unique<Session>(library_, graph, folder_ + "/" + graph + ".onnx",
-                                      light_.count(graph) ? 1 : threads_, slots_);
+                                      ort::Threads{light_.count(graph) ? 1 : threads_, graph == spins_},
+                                      slots_);
     library_->settle();
   }
   return *found;

@@ -55,7 +55,7 @@ struct Port {
 class Session {
  public:
   Session(std::shared_ptr<const ort::Library> library, const std::string& graph,
-          const std::string& path, int threads, Slots& slots);
+          const std::string& path, ort::Threads threads, Slots& slots);
   const ort::Library& library() const { return *library_; }
   OrtSession* raw() const { return session_.get(); }
   const std::string& graph() const { return graph_; }
@@ -114,8 +114,10 @@ class Bound {
 class Models {
  public:
   // light: graphs that get one thread, lest theirs spin while a heavy one runs
+  // loop: graphs of the steps; threads of one may wait awake for its next run where it is the only
+  // one that is not light
   Models(std::shared_ptr<const ort::Library> library, std::string folder, int threads,
-         const std::vector<std::string>& light);
+         const std::vector<std::string>& light, const std::set<std::string>& loop);
   const Session& session(const std::string& graph) const;
   bool loaded() const;  // is any?
   Slots& slots() const { return slots_; }
@@ -126,6 +128,7 @@ class Models {
   std::string folder_;
   int threads_;
   std::set<std::string> light_;
+  std::string spins_;
   mutable Slots slots_;
   mutable std::mutex lock_;
   mutable std::map<std::string, std::unique_ptr<Session>> sessions_;
