@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,21 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from arcompile.ceilings import PAUSE, Ceilings, window_of
+from arcompile.ceilings import PLAIN, Ceilings, Drawn, by_turns, drawn, spent, window_of
 from arcompile.cost import program_cost
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.pipeline import PASSES, Pass, run
 from arcompile.program import Program
-from arcompile.quality import LOSSY, Judge, condition, judged, settings
-from arcompile.runtime import request
+from arcompile.quality import LOSSY, Judge, judged
 from arcompile.runtime.engine import Engine
 from arcompile.target import TARGETS
 from arcompile.weights import Store, Weights
 
-TURNS = 12  # times each method draws at most, by turns with plain decoding; the quickest counts
-LONG = 2.0  # seconds after which a method has had its turns
-WARM = 3  # rounds of the first run, which only loads
+LONG = 4.0  # seconds after which a method and its parts have had their turns
+WARM = 3  # rounds of a run that only loads
+MINE = "the method"
 GAIN = 1.05  # what a method must win to be worth its memory
 NONE = "none"
 
@@ -37,9 +33,9 @@ class Tried:
     """One method. seconds: to draw `batch` images, without the decoder; beside: the same by plain
     decoding, by turns with it; forwards: for an image; rounds: of the slowest image.
 
-    gain: beside over seconds; predicted: the same by parts for methods that draw in windows
-    (`ceilings`; None where a pass behind refuses those parts), and by the bytes that are moved for
-    others.
+    gain: beside over seconds; predicted: the same by parts for methods that draw in windows, by
+    turns with the method (`ceilings`; None where a pass behind refuses those parts), and by the
+    bytes that are moved for others.
     """
 
     passes: tuple[Pass, ...]
@@ -99,12 +95,12 @@ def decide(passes: Sequence[Pass], bench: Bench,
         raise ArcError(f"auto cannot tell a quality of {share:g}: nothing judges these pictures",
                        hint="give quality=exact; the shipped demos have a judge")
     ready = after(bench, before)
-    tried = [*_measured(behind, auto, share, ready, progress)]
     told = Ceilings(
         ready.plain, lambda p, more: engine([*more, *behind], replace(ready, plain=p)), auto.batch)
-    predict(tried, told)
+    tried = [*_measured(behind, auto, share, ready, told, progress)]
+    predict(tried)
     best = _best(tried, share, lambda t: _score(t, behind, ready),
-                 lambda t: _again(tried[0], t, auto.batch))
+                 lambda t: _again(tried[0], t, told))
     found = {"quality": auto.quality, "batch": auto.batch, "chosen": best.name,
              "tried": [t.data() for t in tried]}
     return [*before, *best.passes, *behind], found
@@ -123,14 +119,12 @@ def methods(share: float, p: Program) -> Iterator[Pass]:
             yield from cls.worth(p)
 
 
-def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench,
+def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench, told: Ceilings,
               progress: Callable[[str, float], None]) -> Iterator[Tried]:
     """Plain decoding, whose seconds are those of all turns, and every method beside it."""
     base = engine(behind, bench)
-    cond = condition(base, count=auto.batch)
     plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)),
                   bytes=program_cost(base.program, auto.batch).total.bytes)
-    timed(base, cond, auto.batch, stop=WARM)
     every, tried = [*methods(share, bench.plain)], [plain]
     for i, p in enumerate(every):
         progress("auto", i / len(every))
@@ -139,37 +133,52 @@ def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench,
         except ArcError as why:
             tried.append(Tried((p,), refused=why.what))
             continue
-        tried.append(_beside(base, Tried((p,), p.keeps, engine=e), cond, auto.batch))
+        tried.append(_beside(base, Tried((p,), p.keeps, engine=e), told))
     progress("auto", 1.0)
-    turns = [t.beside for t in tried if t.beside] or [timed(base, cond, auto.batch)[0]]
+    turns = [t.beside for t in tried if t.beside]
+    if not turns:
+        runs = by_turns({PLAIN: base}, _one(auto.batch), LONG)[PLAIN]
+        turns = [min(r.seconds for r in runs)]
     plain.seconds = plain.beside = float(np.median(turns))
     yield from tried
 
 
-def _beside(base: Engine, t: Tried, cond: Any, batch: int) -> Tried:
-    """By turns with plain decoding, so that a machine that slows down slows both. Each turn has
-    other seeds, of which some take fewer rounds: the quickest round and the mean of rounds count.
-    """
-    e = t.engine
-    assert e is not None
-    timed(e, cond, batch, stop=WARM)
-    mine, theirs = [], []
-    for turn in range(TURNS):
-        time.sleep(PAUSE)
-        theirs.append(timed(base, cond, batch, turn)[0])
-        time.sleep(PAUSE)
-        mine.append(timed(e, cond, batch, turn))
-        if sum(m[0] for m in mine) + sum(theirs) > LONG:
-            break
-    seconds, forwards, rounds = np.array(mine).T
-    t.forwards, t.rounds = float(forwards.mean()), float(rounds.mean())
-    t.seconds, t.beside = float((seconds / rounds).min()) * t.rounds, min(theirs)
+def _beside(base: Engine, t: Tried, told: Ceilings) -> Tried:
+    """By turns with plain decoding and with what its prediction is made of. Each turn has other
+    seeds, of which some take fewer rounds: the quickest round and the mean of rounds count."""
+    assert t.engine is not None
+    p = t.engine.program
+    t.window = window_of(p)
+    parts = _parts(t, told)
+    runs = by_turns({PLAIN: base, MINE: t.engine, **(parts or {})}, _one(told.batch), LONG)
+    mine = runs.pop(MINE)
+    t.forwards, t.rounds = (float(np.mean([getattr(m, k) for m in mine]))
+                            for k in ("forwards", "rounds"))
+    t.seconds = min(m.seconds / m.rounds for m in mine) * t.rounds
+    t.beside = min(r.seconds for r in runs[PLAIN])
     t.gain = t.beside / t.seconds
-    e.__dict__.pop("models", None)  # its memory
-    p = e.program
+    if parts is not None:
+        network = {k: spent([r.steps for r in found]) for k, found in runs.items()}
+        t.predicted = (network[PLAIN].total(len(base.program.steps))
+                       / told.round(t.passes[0], network).total(t.rounds))
     committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
-    t.bytes, t.window = program_cost(p, batch, committed=committed).total.bytes, window_of(p)
+    t.bytes = program_cost(p, told.batch, committed=committed).total.bytes
     return t
+
+
+def _parts(t: Tried, told: Ceilings) -> Mapping[str, Engine] | None:
+    """None where a method has no windows, or a pass behind refuses: it wants caches, say."""
+    if not t.window:
+        return None
+    try:
+        told.nothings(t.passes[0])
+        return told.networks(t.passes[0])
+    except ArcError:
+        return None
+
+
+def _one(batch: int) -> Callable[[Engine, int | None], Drawn]:
+    return lambda e, turn: drawn(e, batch, *((0, WARM) if turn is None else (turn,)))
 
 
 def engine(passes: Sequence[Pass], bench: Bench, whole: bool = False) -> Engine:
@@ -186,39 +195,21 @@ def engine(passes: Sequence[Pass], bench: Bench, whole: bool = False) -> Engine:
     return Engine(where, bench.facts, made.plain, (), 0)
 
 
-def timed(e: Engine, cond: Any, batch: int, turn: int = 0, stop: int = 0
-          ) -> tuple[float, float, float]:
-    """(seconds until all is drawn, forwards an image, rounds) of one request; no decoder."""
-    s, seeds = settings(e), [turn * batch + i for i in range(batch)]
-    q = request.make(e, cond, seeds, 1, s["guidance"], None, s["temperature"], s["top_k"],
-                     s["top_p"], {})
-    count = itertools.count(1)
-    out = e._loop(q).run((lambda _: next(count) < stop) if stop else None, finish=False)
-    spent, steps = out.timings["prompt"] + out.timings["loop"], float(len(e.program.steps))
-    forwards = float((out.rounds > 0).sum(0).mean()) if len(out.rounds) else steps
-    return spent, forwards, float(len(out.rounds)) or steps
-
-
 # --- the choice ----------------------------------------------------------------------------------
 
 
-def predict(tried: Sequence[Tried], told: Ceilings) -> None:
-    """Gains by the cost model. Fills in `predicted`: of methods that draw in windows by the rounds
-    they took and what `told` says of a round, of others by the bytes they move."""
+def predict(tried: Sequence[Tried]) -> None:
+    """Gains by the bytes they move, of methods that draw in no windows. Fills in `predicted`."""
     plain = tried[0]
     for t in tried:
-        if t.window:
-            with contextlib.suppress(ArcError):  # a pass behind wants caches, say: it has no parts
-                t.predicted = told.image() / told.window(t.passes[0], t.rounds)
-        elif not t.refused:
+        if not (t.window or t.refused):
             t.predicted = plain.bytes / max(t.bytes, 1)
 
 
-def _again(plain: Tried, t: Tried, batch: int) -> float:
+def _again(plain: Tried, t: Tried, told: Ceilings) -> float:
     """The gain of a second measurement: the best of many was lucky, too."""
     assert plain.engine is not None
-    cond = condition(plain.engine, count=batch)
-    return _beside(plain.engine, replace(t), cond, batch).gain
+    return _beside(plain.engine, replace(t), told).gain
 
 
 def _best(tried: Sequence[Tried], share: float, score: Callable[[Tried], float],

@@ -1,19 +1,23 @@
-"""What drawing an image in windows takes, told by parts of it, each measured once on the machine.
+"""What drawing an image in windows takes, told by parts of it.
 
 A round of a method is what it takes on a network that is nothing (its launches, laws, verification,
 the loop's own code) and what the network takes on as many slots, whatever the method. What a run
 takes once, as buffers are made, is told by plain decoding with and without a network; a second
 model that drafts is a plain engine of its own. Nothing here runs the method on the model.
+
+A network waits for memory, which has another speed in another minute: engines that have one are run
+by turns with what they are compared to.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -24,15 +28,77 @@ from arcompile.quality import condition, settings
 from arcompile.raster import hollow
 from arcompile.runtime import request
 from arcompile.runtime.engine import Engine
+from arcompile.runtime.loop import Array
 from arcompile.speculation import blind
 
-SETS = 3  # of sessions
-TURNS, LEAST = 3, 2  # runs at most, and at least; another before them only loads
-LONG = 1.0  # seconds after which sessions have had their runs
+SETS, TURNS = 4, 3  # of sessions, and their turns; another before them only loads
+LEAST = 2  # turns
+LONG = 1.0  # seconds after which what has no network has had its turns
 WARM = 3  # rounds of a run in which its buffers are made
 PAUSE = 0.05  # seconds: threads of other sessions spin on after a run, in the way
+PLAIN = "plain"
 
 Make = Callable[[Program, Sequence[Pass]], Engine]  # a program lowered after passes
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One request, without what follows the loop. seconds: of the prompt and the loop; forwards:
+    of an image, the mean; steps: seconds of every round."""
+
+    seconds: float
+    forwards: float
+    steps: Array
+
+    @property
+    def rounds(self) -> int:
+        return len(self.steps)
+
+
+def drawn(e: Engine, batch: int, turn: int = 0, rounds: int = 0) -> Drawn:
+    """`batch` guided images, other ones each turn; of the first `rounds` rounds where told."""
+    s, seeds = settings(e), [turn * batch + i for i in range(batch)]
+    q = request.make(e, condition(e, count=batch), seeds, 1, s["guidance"], None,
+                     s["temperature"], s["top_k"], s["top_p"], {})
+    count = itertools.count(1)
+    stop = (lambda _: next(count) < rounds) if rounds else None
+    out = e._loop(q).run(stop, finish=False)
+    took = out.timings["prompt"] + out.timings["loop"]
+    forwards = (out.rounds > 0).sum(0).mean() if len(out.rounds) else len(e.program.steps)
+    return Drawn(took, float(forwards), np.asarray(out.timings["steps"], float))
+
+
+def by_turns(sides: Mapping[str, Engine], draw: Callable[[Engine, int | None], T],
+             long: float = math.inf) -> dict[str, list[T]]:
+    """What `draw(engine, turn)` gave, turn by turn: all engines have their turn one after another,
+    so that a machine that slows down slows all of them. Without a turn it is only to load.
+
+    In a few sets of sessions: how threads and buffers came to lie stays as it is for all of one's
+    life, and may cost a third. No more than LEAST turns after `long` seconds of them.
+    """
+    found: dict[str, list[T]] = {name: [] for name in sides}
+    spent = 0.0
+    for turn in range(SETS * TURNS):
+        if spent > long and turn >= LEAST:
+            break
+        if turn % TURNS == 0:
+            close(sides)
+            for e in sides.values():
+                draw(e, None)
+        for name, e in sides.items():
+            time.sleep(PAUSE)
+            began = time.perf_counter()
+            found[name].append(draw(e, turn))
+            spent += time.perf_counter() - began
+    close(sides)
+    return found
+
+
+def close(sides: Mapping[str, Engine]) -> None:
+    """Give back the sessions: their memory and their threads."""
+    for e in sides.values():
+        e.__dict__.pop("models", None)
 
 
 @dataclass(frozen=True)
@@ -42,95 +108,84 @@ class Spent:
     start: float
     each: float
 
+    def total(self, rounds: float) -> float:
+        return self.start + rounds * self.each
+
+
+def spent(runs: Sequence[Array]) -> Spent:
+    """By the seconds of each round of equal runs, of which the quickest counts."""
+    least = min(runs, key=np.sum)
+    warm = min(WARM, len(least) // 2)
+    each = float(least[warm:].mean())
+    return Spent(float(least[:warm].sum()) - warm * each, each)
+
 
 def window_of(p: Program) -> int:
     """Slots of the widest window; 0 where steps have none."""
     return max((s.window for s in p.steps), default=0)
 
 
-def spent(e: Engine, batch: int, rounds: int = 0) -> Spent:
-    """Of drawing `batch` guided images: the least that each round took in several equal runs, or
-    each of the first `rounds`.
-
-    In a few sets of sessions: how threads and buffers came to lie stays as it is for all of one's
-    life, and may cost a third.
-    """
-    times = [t for _ in range(SETS) for t in _runs(e, batch, rounds)]
-    least = np.array(times).min(0)
-    warm = min(WARM, len(least) // 2)
-    each = float(least[warm:].mean())
-    return Spent(float(least[:warm].sum()) - warm * each, each)
-
-
-def _runs(e: Engine, batch: int, rounds: int) -> list[Any]:
-    """Seconds of each round, run by run, by sessions of their own."""
-    s, began, times = settings(e), time.perf_counter(), list[Any]()
-    for turn in itertools.count():
-        time.sleep(PAUSE)
-        q = request.make(e, condition(e, count=batch), [*range(batch)], 1, s["guidance"], None,
-                         s["temperature"], s["top_k"], s["top_p"], {})
-        count = itertools.count(1)
-        stop = (lambda _, c=count: next(c) < rounds) if rounds else None
-        times.append(e._loop(q).run(stop, finish=False).timings["steps"])
-        if turn >= LEAST and (turn >= TURNS or time.perf_counter() - began > LONG):
-            break
-    e.__dict__.pop("models", None)  # its memory
-    return times[1:]
-
-
 class Ceilings:
     """Of one plain program and `batch` images. make: lowers a program made from it, after passes;
-    what an engine takes is measured when it is first asked for, of a whole image or of its first
-    `most` rounds."""
+    most: rounds that are measured of what has no network, else whole images."""
 
     def __init__(self, plain: Program, make: Make, batch: int, most: int = 0):
         self.plain, self.make, self.batch, self.most = plain, make, batch, most
-        self.known: dict[str, Spent] = {}
+        self.engines: dict[str, Engine] = {}
+        self.known: dict[str, Spent] = {}  # of networks that are nothing
 
     @cached_property
     def nothing(self) -> Program:
         return hollow(self.plain)
 
-    def step(self) -> float:
-        """Seconds of a plain step."""
-        return self._of("plain", self.plain).each
+    def networks(self, p: Pass) -> dict[str, Engine]:
+        """What has a network of what a round of `p` is made of, beside the plain engine: to be run
+        by turns with it. Raises ArcError where `p` draws in no windows."""
+        window, cheap, found = self._window(p), p.drafter(), {}
+        if window > 1:
+            found[_slots(window)] = self._engine(_slots(window), blind(self.plain, p.name, window))
+        if cheap is not None:
+            found[_drafts(cheap)] = self._engine(_drafts(cheap), self.plain, cheap)
+        return found
 
-    def image(self) -> float:
-        """Seconds of the images by plain decoding, without the decoder."""
-        return self._total(self._of("plain", self.plain), len(self.plain.steps))
+    def nothings(self, p: Pass) -> tuple[Spent, Spent, Spent]:
+        """On a network that is nothing: `p`, blind windows of its width, and plain decoding.
+        Raises ArcError, as `networks` does."""
+        window = self._window(p)
+        wide = blind(self.nothing, p.name, window) if window > 1 else self.nothing
+        return (self._nothing(str(p), self.nothing, [p]), self._nothing(_slots(window), wide),
+                self._nothing(PLAIN, self.nothing))
 
-    def window(self, p: Pass, rounds: float) -> float:
-        """Seconds of the images by a pass that draws in windows, in so many rounds."""
-        return self._total(self.round(p), rounds)
+    def round(self, p: Pass, network: Mapping[str, Spent]) -> Spent:
+        """What `p` takes. network: of the PLAIN engine and of `networks(p)`. Raises ArcError."""
+        window, cheap, (own, wide, bare) = self._window(p), p.drafter(), self.nothings(p)
+        each = network[_slots(window)].each - wide.each
+        if cheap is not None:
+            each += window * (network[_drafts(cheap)].each - bare.each)
+        return Spent(own.start + network[PLAIN].start - bare.start, own.each + each)
 
-    def round(self, p: Pass) -> Spent:
-        """What a pass that draws in windows takes. Raises ArcError where there are none."""
+    def _window(self, p: Pass) -> int:
         window = window_of(p(self.nothing))
         if not window:
             raise ArcError(f"pass {p} draws in no windows")
-        own = self._of(f"nothing, {p}", self.nothing, [p])
-        start, each = self._network("plain", self.plain, self.nothing)
-        drafts = 0.0
-        if (cheap := p.drafter()) is not None:
-            name = ", ".join(map(str, cheap))
-            drafts = window * (self._of(name, self.plain, cheap).each
-                               - self._of("nothing", self.nothing).each)
-        if window > 1:
-            wide = [blind(x, p.name, window) for x in (self.plain, self.nothing)]
-            each = self._network(f"window {window}", *wide)[1]
-        return Spent(own.start + start, own.each + each + drafts)
+        return window
 
-    def _network(self, name: str, full: Program, nothing: Program) -> tuple[float, float]:
-        """What the network takes of a start, and of a round."""
-        a = self._of(name, full)
-        b = self._of("nothing" if name == "plain" else f"nothing, {name}", nothing)
-        return a.start - b.start, a.each - b.each
-
-    def _of(self, name: str, p: Program, passes: Sequence[Pass] = ()) -> Spent:
+    def _nothing(self, name: str, p: Program, passes: Sequence[Pass] = ()) -> Spent:
         if name not in self.known:
-            self.known[name] = spent(self.make(p, passes), self.batch, self.most)
+            e = self._engine(f"nothing, {name}", p, passes)
+            runs = by_turns({name: e}, lambda e, turn: drawn(e, self.batch, 0, self.most), LONG)
+            self.known[name] = spent([r.steps for r in runs[name]])
         return self.known[name]
 
-    @staticmethod
-    def _total(s: Spent, rounds: float) -> float:
-        return s.start + rounds * s.each
+    def _engine(self, name: str, p: Program, passes: Sequence[Pass] = ()) -> Engine:
+        if name not in self.engines:
+            self.engines[name] = self.make(p, passes)
+        return self.engines[name]
+
+
+def _slots(window: int) -> str:
+    return f"window {window}" if window > 1 else PLAIN
+
+
+def _drafts(cheap: Sequence[Pass]) -> str:
+    return f"drafts by {', '.join(map(str, cheap))}"

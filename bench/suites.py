@@ -92,7 +92,10 @@ SUITES = {s.name: s for s in (
     Suite("demo-var", "var", checkpoint="demo-var", top_k=0),
     *(Suite(f"demo-{k}", "llamagen", checkpoint="demo", top_k=0, passes=v, alone=True)
       for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
-                   ("gsd", "gsd{window=16}"))),
+                   ("gsd", "gsd{window=16}"),
+                   *((f"scd{n}", f"scd{{window={n}}}") for n in (2, 4, 8, 16)),
+                   *((f"int8-scd{n}", f"int8, scd{{window={n}}}") for n in (2, 4, 8, 16)),
+                   ("draft4", "draft{window=4,by='int4'}"))),
     *(Suite(f"llamagen-B-{k}", "llamagen", "B", block=4, passes=v, alone=True) for k, v in (
         *((f"scd{n}", f"scd{{window={n}}}") for n in (4, 8, 16)),
         *((f"int8-scd{n}", f"int8, scd{{window={n}}}") for n in (2, 4, 8, 16)),

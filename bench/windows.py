@@ -3,8 +3,8 @@ llamagen-B-int8-scd16 [--batch 4]`, a row in results/windows.jsonl.
 
 A method that drafts wins where a round of it costs less than the tokens it commits. All engines
 run a few steps by turns; random weights accept almost nothing, which a round's cost does not know.
-`predicted` is what `auto` expects (arcompile/ceilings.py), over whole images: what the method takes
-on a network that is nothing, and the network on as many slots as the window has.
+`predicted` is what `auto` expects (arcompile/ceilings.py): what the method takes on a network that
+is nothing, and, by turns with all engines, the network on as many slots as the window has.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,9 +22,8 @@ import numpy as np
 
 from arcompile import auto
 from arcompile.bench import built, machine, suites
-from arcompile.bench.machine import PAUSE
 from arcompile.bench.spread import compare, figure, summary
-from arcompile.ceilings import Ceilings, window_of
+from arcompile.ceilings import PLAIN, Ceilings, Spent, by_turns, window_of
 from arcompile.compile import exported
 from arcompile.family import FAMILIES
 from arcompile.pipeline import parse_pipeline
@@ -34,7 +32,7 @@ from arcompile.runtime.engine import Engine, load
 from arcompile.target import TARGETS
 
 ROWS = Path(__file__).with_name("results") / "windows.jsonl"
-TURNS, STEPS, WARM = 6, 10, 3
+STEPS, WARM = 10, 3
 
 
 def some(e: Engine, batch: int, guidance: float) -> list[float]:
@@ -59,42 +57,49 @@ def ceilings(name: str, batch: int, folder: Path) -> Ceilings:
                     STEPS + WARM)
 
 
-def measure(names: Sequence[str], batch: int, turns: int) -> dict[str, Any]:
+def measure(names: Sequence[str], batch: int) -> dict[str, Any]:
     """Every engine's step, and how many of the first one's it takes, turn by turn."""
     engines = {n: load(built.ready(suites.SUITES[n], print)[0]) for n in names}
     guidance = suites.SUITES[names[0]].guidance
-    times: dict[str, list[list[float]]] = {n: [] for n in names}
-    for _ in range(turns + 1):
-        for name, e in engines.items():
-            time.sleep(PAUSE)
-            times[name].append(some(e, batch, guidance))
-    each = {n: [float(np.median(t)) for t in found[1:]] for n, found in times.items()}
-    sides: dict[str, Any] = {}
+    passes = {n: parse_pipeline(suites.SUITES[n].passes)[-1] for n, e in engines.items()
+              if window_of(e.program)}
     with tempfile.TemporaryDirectory() as folder:
         told = ceilings(names[0], batch, Path(folder))
-        for name, e in engines.items():
-            e.__dict__.pop("models", None)  # its threads
-            passes = suites.SUITES[name].passes
-            sides[name] = {"step": summary([x for t in times[name][1:] for x in t]),
-                           "vs_first": compare(each[name], each[names[0]]), "passes": passes}
-            if window := window_of(e.program):
-                took = told.round(parse_pipeline(passes)[-1]).each
-                sides[name] |= {"window": window, "predicted": figure(took / told.step(), 3)}
+        parts = {k: e for p in passes.values() for k, e in told.networks(p).items()}
+        runs = by_turns({**engines, **parts}, lambda e, turn: some(e, batch, guidance))
+        each = {n: [float(np.median(t)) for t in found] for n, found in runs.items()}
+        sides = {name: {"step": summary([x for t in runs[name] for x in t]),
+                        "vs_first": compare(each[name], each[names[0]]),
+                        "passes": suites.SUITES[name].passes} for name in engines}
+        for name, p in passes.items():
+            network = {PLAIN: each[names[0]], **{k: each[k] for k in told.networks(p)}}
+            foretold = summary([_predicted(told, p, dict(zip(network, turn, strict=True)))
+                                for turn in zip(*network.values(), strict=True)], 1.0)
+            sides[name] |= {"window": window_of(engines[name].program), "predicted": foretold[
+                "median"], "off": figure(foretold["median"] / sides[name]["vs_first"]["median"]
+                                         - 1, 2)}
     return {"suite": f"windows-{names[0]}-batch{batch}", "kind": "windows", "batch": batch,
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
             "guidance": guidance, "weights": "random", "sides": sides,
-            "parts_ms": {k: figure(1e3 * v.each, 3) for k, v in told.known.items()},
+            "parts_ms": {**{k: summary(each[k]) for k in parts},
+                         **{f"nothing, {k}": figure(1e3 * v.each, 3)
+                            for k, v in told.known.items()}},
             "machine": {**machine.facts(), "gemm_gflops": machine.gemm()}}
+
+
+def _predicted(told: Ceilings, p: Any, turn: Mapping[str, float]) -> float:
+    """Plain steps that a round takes, by what the parts took in a turn."""
+    took = told.round(p, {k: Spent(0.0, seconds) for k, seconds in turn.items()})
+    return took.each / turn[PLAIN]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suites", nargs="+", help="the first is what the others are compared with")
     parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
-    row = measure(told.suites, told.batch, told.turns)
+    row = measure(told.suites, told.batch)
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny import llama, weights
 
 from arcompile import auto, ceilings
 from arcompile.auto import Bench, Tried, decide, methods, notes, predict, rows
-from arcompile.ceilings import Ceilings, Spent, window_of
+from arcompile.ceilings import Ceilings, Drawn, Spent, window_of
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.passes.dead_code import DeadCode
@@ -24,7 +25,6 @@ from arcompile.pipeline import contract, parse_pipeline, run
 from arcompile.program_text import to_data
 from arcompile.quality import LOSSY
 from arcompile.raster import hollow
-from arcompile.runtime.engine import Engine
 from arcompile.speculation import blind
 
 FACTS = {"family": "tiny", "target": "reference", "dtype": "f32", "key": "", "passes": [],
@@ -44,28 +44,20 @@ def test_exact_methods_only_unless_asked():
 
 
 def test_predictions():
-    """By rounds and what they are told to take where there are windows, by bytes elsewhere."""
-    class Told:
-        def image(self):
-            return 6.0
-
-        def window(self, p, rounds):
-            return p.window * rounds
-
-    tried = [Tried((), bytes=640), Tried((SCD(window=2),), rounds=16.0, forwards=12.0, window=2),
+    """By bytes where there are no windows; those that have some were told by their parts."""
+    tried = [Tried((), bytes=640), Tried((SCD(window=2),), window=2, predicted=1.5),
              Tried((GSD(),), bytes=320), Tried((GSD(),), refused="no")]
-    predict(tried, Told())
-    assert [t.predicted for t in tried] == [1.0, 6 / 32, 2.0, None]
+    predict(tried)
+    assert [t.predicted for t in tried] == [1.0, 1.5, 2.0, None]
 
 
-def test_no_prediction_where_passes_behind_refuse_a_network_that_is_nothing(monkeypatch):
+def test_no_prediction_where_passes_behind_refuse_a_network_that_is_nothing():
     def make(p, passes):
         raise ArcError("this pass needs caches")
 
-    tried = [Tried((), bytes=640), Tried((SCD(window=2),), rounds=3.0, window=2)]
-    predict(tried, Ceilings(llama(2), make, 1))
-    assert tried[1].predicted is None
-    assert rows({"chosen": "none", "tried": [t.data() for t in tried]})[2][-2] == ""
+    t = Tried((SCD(window=2),), rounds=3.0, window=2)
+    assert auto._parts(t, Ceilings(llama(2), make, 1)) is None
+    assert rows({"chosen": "none", "tried": [t.data()]})[1][-2] == ""
 
 
 def told_by(monkeypatch, seconds, batch=1):
@@ -76,8 +68,17 @@ def told_by(monkeypatch, seconds, batch=1):
         asked.append((window_of(run(p, passes)), not p.state, ", ".join(map(str, passes))))
         return asked[-1]
 
-    monkeypatch.setattr(ceilings, "spent", lambda e, *n: seconds(*e))
+    monkeypatch.setattr(ceilings, "drawn", lambda e, *n: SimpleNamespace(steps=e))
+    monkeypatch.setattr(ceilings, "by_turns", lambda sides, draw, long: {
+        k: [draw(e, 0)] for k, e in sides.items()})
+    monkeypatch.setattr(ceilings, "spent", lambda runs: seconds(*runs[0]))
     return Ceilings(llama(2), make, batch), asked
+
+
+def round_of(told, p, seconds):
+    network = {ceilings.PLAIN: seconds(0, False, ""),
+               **{k: seconds(*e) for k, e in told.networks(p).items()}}
+    return told.round(p, network)
 
 
 def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(monkeypatch):
@@ -87,15 +88,14 @@ def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(monkeypatch):
         return Spent(1.0 if nothing else 8.0, own if nothing else own + max(window, 1))
 
     told, asked = told_by(monkeypatch, seconds)
-    assert told.image() == 8 + 4 * 1.5
-    assert told.window(SCD(window=2), 3.0) == 8 + 3 * (0.75 + 2)
+    assert round_of(told, SCD(window=2), seconds).total(3.0) == 8 + 3 * (0.75 + 2)
     assert (2, True, "scd{window=2}") in asked
     assert (2, False, "scd{window=2}") not in asked  # the method itself is not run
     count = len(asked)
-    assert told.window(SCD(window=3), 2.0) == 8 + 2 * (0.75 + 3)
+    assert round_of(told, SCD(window=3), seconds).total(2.0) == 8 + 2 * (0.75 + 3)
     assert len(asked) == count + 3  # the method, and the window with and without a network
     with pytest.raises(ArcError, match="draws in no windows"):
-        told.window(SCD(window=1), 2.0)
+        told.networks(SCD(window=1))
 
 
 def test_a_second_model_drafts_once_for_each_slot(monkeypatch):
@@ -105,24 +105,34 @@ def test_a_second_model_drafts_once_for_each_slot(monkeypatch):
         return Spent(0.0, own + (0.0 if nothing else network))
 
     told, _ = told_by(monkeypatch, seconds)
-    each = told.round(Draft(window=2, by="dead-code")).each
+    each = round_of(told, Draft(window=2, by="dead-code"), seconds).each
     assert each == 0.625 + 2 + 2 * 0.75
 
 
-def test_parts_are_least_times_of_equal_runs(monkeypatch, tmp_path):
-    runs = iter([[9, 9, 9, 9], [5, 3, 1, 4], [4, 4, 4, 1]] * ceilings.SETS)
+def test_the_quickest_of_equal_runs_tells_what_it_takes():
+    slow, quick = np.array([9.0, 9, 9, 9]), np.array([5.0, 3, 1, 4])
+    assert ceilings.spent([slow, quick]) == Spent(5 + 3 - 2 * 2.5, 2.5)
 
-    class Timed:
-        def __init__(self, *a):
-            pass
 
-        def run(self, on_step, finish):
-            return SimpleNamespace(timings={"steps": next(runs)})
-
+def test_turns_are_one_after_another_and_each_set_loads_first(monkeypatch):
+    monkeypatch.setattr(ceilings, "PAUSE", 0)
+    monkeypatch.setattr(ceilings, "SETS", 2)
     monkeypatch.setattr(ceilings, "TURNS", 2)
-    monkeypatch.setattr(Engine, "_loop", lambda e, q: Timed())
-    e = auto.engine([], bench(tmp_path))
-    assert ceilings.spent(e, 1) == Spent(4 + 3 - 2 * 1, 1)
+    sides = {k: SimpleNamespace(name=k) for k in "ab"}
+    seen = []
+
+    def draw(e, turn):
+        seen.append((e.name, turn, hasattr(e, "models")))
+        e.models = 1
+        return e.name, turn
+
+    found = ceilings.by_turns(sides, draw)
+    loads = [("a", None, False), ("b", None, False)]
+    assert seen == [*loads, *((n, t, True) for t in (0, 1) for n in "ab"),
+                    *loads, *((n, t, True) for t in (2, 3) for n in "ab")]
+    assert found == {n: [(n, t) for t in range(4)] for n in "ab"}
+    assert not any(hasattr(e, "models") for e in sides.values())
+    assert len(ceilings.by_turns(sides, draw, long=0.0)["a"]) == ceilings.LEAST
 
 
 @pytest.mark.parametrize("what", ["nothing", "blind"])
@@ -132,10 +142,11 @@ def test_parts_run(tmp_path, what):
     e = auto.engine([SCD(window=2)] if what == "nothing" else [], bench(tmp_path, plain=p))
     held = any(n.op == "attention" for g in e.program.graphs for n in g.nodes)
     assert held == (what == "blind")
-    _, forwards, rounds = auto.timed(e, [1, 2], 2)
-    assert 1 < forwards <= rounds <= 4
+    found = ceilings.drawn(e, 2)
+    assert 1 < found.forwards <= found.rounds <= 4
+    assert len(ceilings.drawn(e, 2, 0, 2).steps) == 2
     small = auto.engine([Draft(window=2, by="dead-code")], bench(tmp_path, plain=hollow(llama(2))))
-    assert auto.timed(small, [1], 1)[2] <= 4
+    assert ceilings.drawn(small, 1).rounds <= 4
 
 
 def test_the_quickest_that_keeps_enough():
@@ -153,17 +164,31 @@ def test_the_quickest_that_keeps_enough():
     assert auto._best([none, c], 1.0, lambda t: 0.0, lambda t: t.gain) is none
 
 
+def made_up(monkeypatch, seconds):
+    """Time is made up: `seconds` of a forward or a round, by whether the engine has windows."""
+    def timed(e, *how):
+        found = ceilings.drawn(e, *how)
+        each = seconds(window_of(e.program))
+        return Drawn(each * found.rounds, found.forwards, np.full(found.rounds, each))
+
+    monkeypatch.setattr(auto, "drawn", timed)
+    monkeypatch.setattr(ceilings, "PAUSE", 0)
+
+
 def test_what_was_measured_is_told(tmp_path, monkeypatch):
-    """Time is made up here: a forward takes a second, whatever it is of."""
-    true = auto.timed
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 3)
-    monkeypatch.setattr(ceilings, "spent", lambda e, *n: Spent(0.0, 1.0))
+    """A round takes as long as a step, whatever its slots."""
+    made_up(monkeypatch, lambda window: 1.0)
     passes, found = decide([DeadCode(), Auto(), DeadCode()], bench(tmp_path))
     assert passes[0] == passes[-1] == DeadCode()
     assert len(passes) == 3
     assert found["chosen"] == str(passes[1]) != "none"
     lines = {t["method"]: t for t in found["tried"]}
-    assert lines[found["chosen"]]["forwards"] < lines["none"]["forwards"] == 4
+    best = lines[found["chosen"]]
+    assert best["forwards"] < lines["none"]["forwards"] == 4
+    assert best["gain"] == pytest.approx(best["beside"] / best["seconds"], rel=1e-3)
+    # a network of a second a round, whose loop takes next to nothing
+    scd = lines["scd{window=2}"]
+    assert scd["predicted"] == pytest.approx(scd["gain"], rel=0.05)
     assert "a window of 16 positions in an image of 4" in lines["scd"]["refused"]
     assert json.loads(json.dumps(found)) == found
     marked = [r[0] for r in rows(found) if r[1] == "*"]
@@ -192,12 +217,13 @@ def guided(p):
 def test_shares_of_quality_in_other_families(family, tmp_path, monkeypatch):
     """A step takes a second and its twins two more; and the quickest loses too many pictures."""
     name, p, source = family
-    true, said = auto.timed, iter([0.9, 0.5, 0.89])
+    said = iter([0.9, 0.5, 0.89])
 
-    def timed(e, *more, **limits):
-        return (len(e.program.steps) + 2.0 * guided(e.program), *true(e, *more, **limits)[1:])
+    def timed(e, *how):
+        found = ceilings.drawn(e, *how)
+        return replace(found, seconds=found.rounds + 2.0 * guided(e.program))
 
-    monkeypatch.setattr(auto, "timed", timed)
+    monkeypatch.setattr(auto, "drawn", timed)
     judge = lambda pictures, classes: {"both": next(said)}  # noqa: E731
     facts = {**FACTS, "family": name, "vocabulary": 0}
     made = Bench(p, source, facts, tmp_path, judge, 2)
@@ -218,7 +244,7 @@ def test_shares_of_quality_in_other_families(family, tmp_path, monkeypatch):
 
 def test_nothing_in_another_family_without_a_loss(family, tmp_path, monkeypatch):
     name, p, source = family
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(auto, "drawn", lambda *a: Drawn(1.0, 1.0, np.ones(1)))
     passes, found = decide([Auto()], Bench(p, source, {**FACTS, "family": name}, tmp_path))
     assert passes == []
     assert [r[0] for r in rows(found)] == ["tried", "none"]
@@ -235,9 +261,7 @@ def test_guidance_of_later_steps_only():
 
 
 def test_nothing_where_nothing_gains(tmp_path, monkeypatch):
-    true = auto.timed
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (1.0, true(*a, **k)[1], 1.0))
-    monkeypatch.setattr(ceilings, "spent", lambda e, *n: Spent(0.0, 1.0))
+    made_up(monkeypatch, lambda window: 1.0 + 9 * (window > 0))
     passes, found = decide([Auto()], bench(tmp_path))
     assert passes == []
     assert found["chosen"] == "none"
