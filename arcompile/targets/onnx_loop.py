@@ -100,6 +100,6 @@ def _vocabulary(p: Program) -> int:
 
 
 def _wide(p: Program, graph: str) -> bool:
-    from arcompile.targets.ort import _wide as wide
+    from arcompile.targets.ort_place import wide
 
     return wide(p, graph)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,13 +16,14 @@ from arcompile.ir import Graph, Type, bind
 from arcompile.kernels import cpu
 from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
-from arcompile.program import Program, Step
+from arcompile.program import Program
 from arcompile.runtime import bundle
 from arcompile.runtime.loop import Array, Env
 from arcompile.runtime.pages import Pages
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
 from arcompile.targets.onnx_emit import DTYPES as ELEMENT
+from arcompile.targets.ort_place import few_slots, spinning, wide
 from arcompile.weights import TURNED, Store, used
 
 DTYPES = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(int64)": "i64",
@@ -39,7 +39,6 @@ HEAVY = {  # what counts no shapes
     "TopK", "Exp", "Erf", "Tanh", "Sigmoid"}
 
 LINE = 64  # bytes of a cache line
-FEW = 16  # rows up to which our own products are the quicker ones
 
 
 def runtime() -> Any:
@@ -259,7 +258,7 @@ class Models:
         self.device = device_of(provider)
         self.kernels = cpu.library() if self.device == "cpu" else None
         self.light = bundle.words(folder / bundle.LIGHT, "light graphs")
-        self.spins = _spinning(loop - set(self.light))
+        self.spins = spinning(loop - set(self.light))
 
     def session(self, graph: str) -> Session:
         if graph not in self.sessions:
@@ -282,37 +281,6 @@ class Models:
         return Runner(self)
 
 
-def _spinning(heavy: Set[str]) -> Set[str]:
-    """Of the loop's graphs with threads of their own, those whose threads may wait awake for the
-    next run: only where there is one. Those of any other graph would still be awake while the next
-    one runs, on the same cores; waking them takes some 20 us."""
-    return heavy if len(heavy) == 1 else frozenset()
-
-
-def _wide(p: Program, graph: str) -> bool:
-    """Does some step with a past query more than one slot through this graph?"""
-    past = False
-    for s in p.steps:
-        many = _slots(s, graph) > 1 if s.window else s.append != 1
-        if past and many and any(c.graph == graph for c in s.calls):
-            return True
-        past = past or s.append != 0
-    return False
-
-
-def _slots(s: Step, graph: str) -> int:
-    """The slots of a window that a round queries through this graph at a time: what it calls again
-    and again draws draft by draft."""
-    return 1 if sum(c.graph == graph for c in s.calls) > 1 else s.window
-
-
-def _few(p: Program, graph: str) -> bool:
-    """Do the steps mostly give this graph a few positions? A loop works on those it commits."""
-    counts = [_slots(s, graph) if s.window else len(s.commit if c.loop else s.query)
-              for s in p.steps for c in s.calls if c.graph == graph]
-    return bool(counts) and statistics.median(counts) <= FEW
-
-
 @target("ort-cpu")
 class OrtCpu(Target):
     """ONNX Runtime on the CPU."""
@@ -331,7 +299,7 @@ class OrtCpu(Target):
         from arcompile.targets.onnx_emit import WEIGHTS, emit, few_integers
         from arcompile.targets.onnx_few import turned
 
-        few = [g for g in program.graphs if _few(program, g.name)] if self.kernels else []
+        few = [g for g in program.graphs if few_slots(program, g.name)] if self.kernels else []
         many = used(g for g in program.graphs if g not in few)
         columns = turned(few) - many.keys()
         types = _aligned({
@@ -359,7 +327,7 @@ class OrtCpu(Target):
 
     def wide(self, program: Program, graph: str) -> bool:
         """Does attention of this graph take several query slots over a past?"""
-        return _wide(program, graph)
+        return wide(program, graph)
 
     def prepare(self, progress: Callable[[str, float], None]) -> None:
         if self.kernels:
