@@ -150,31 +150,28 @@ def _beside(base: Engine, t: Tried, told: Ceilings) -> Tried:
     p = t.engine.program
     t.window = window_of(p)
     parts = _parts(t, told)
-    runs = by_turns({PLAIN: base, MINE: t.engine, **(parts or {})}, _one(told.batch), LONG)
+    runs = by_turns({PLAIN: base, MINE: t.engine, **parts}, _one(told.batch), LONG)
     mine = runs.pop(MINE)
     t.forwards, t.rounds = (float(np.mean([getattr(m, k) for m in mine]))
                             for k in ("forwards", "rounds"))
     t.seconds = min(m.seconds / m.rounds for m in mine) * t.rounds
     t.beside = min(r.seconds for r in runs[PLAIN])
     t.gain = t.beside / t.seconds
-    if parts is not None:
-        network = {k: spent([r.steps for r in found]) for k, found in runs.items()}
-        t.predicted = (network[PLAIN].total(len(base.program.steps))
-                       / told.round(t.passes[0], network).total(t.rounds))
+    if parts:
+        took = {k: spent([r.steps for r in found]) for k, found in runs.items()}
+        t.predicted = (took[PLAIN].total(len(base.program.steps))
+                       / told.round(t.passes[0], took).total(t.rounds))
     committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
     t.bytes = program_cost(p, told.batch, committed=committed).total.bytes
     return t
 
 
-def _parts(t: Tried, told: Ceilings) -> Mapping[str, Engine] | None:
+def _parts(t: Tried, told: Ceilings) -> Mapping[str, Engine]:
     """None where a method has no windows, or a pass behind refuses: it wants caches, say."""
-    if not t.window:
-        return None
     try:
-        told.nothings(t.passes[0])
-        return told.networks(t.passes[0])
+        return told.parts(t.passes[0]) if t.window else {}
     except ArcError:
-        return None
+        return {}
 
 
 def _one(batch: int) -> Callable[[Engine, int | None], Drawn]:

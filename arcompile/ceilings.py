@@ -5,8 +5,7 @@ the loop's own code) and what the network takes on as many slots, whatever the m
 takes once, as buffers are made, is told by plain decoding with and without a network; a second
 model that drafts is a plain engine of its own. Nothing here runs the method on the model.
 
-A network waits for memory, which has another speed in another minute: engines that have one are run
-by turns with what they are compared to.
+A machine has another speed in another minute: all parts are run by turns with what they foretell.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from arcompile import light
 from arcompile.errors import ArcError
 from arcompile.pipeline import Pass
 from arcompile.program import Program
@@ -33,7 +33,6 @@ from arcompile.speculation import blind
 
 SETS, TURNS = 4, 3  # of sessions, and their turns; another before them only loads
 LEAST = 2  # turns
-LONG = 1.0  # seconds after which what has no network has had its turns
 WARM = 3  # rounds of a run in which its buffers are made
 PAUSE = 0.05  # seconds: threads of other sessions spin on after a run, in the way
 PLAIN = "plain"
@@ -126,43 +125,40 @@ def window_of(p: Program) -> int:
 
 
 class Ceilings:
-    """Of one plain program and `batch` images. make: lowers a program made from it, after passes;
-    most: rounds that are measured of what has no network, else whole images."""
+    """Of one plain program and `batch` images. make: lowers a program made from it, after
+    passes."""
 
-    def __init__(self, plain: Program, make: Make, batch: int, most: int = 0):
-        self.plain, self.make, self.batch, self.most = plain, make, batch, most
+    def __init__(self, plain: Program, make: Make, batch: int):
+        self.plain, self.make, self.batch = plain, make, batch
         self.engines: dict[str, Engine] = {}
-        self.known: dict[str, Spent] = {}  # of networks that are nothing
 
     @cached_property
     def nothing(self) -> Program:
         return hollow(self.plain)
 
-    def networks(self, p: Pass) -> dict[str, Engine]:
-        """What has a network of what a round of `p` is made of, beside the plain engine: to be run
-        by turns with it. Raises ArcError where `p` draws in no windows."""
-        window, cheap, found = self._window(p), p.drafter(), {}
-        if window > 1:
-            found[_slots(window)] = self._engine(_slots(window), blind(self.plain, p.name, window))
+    def parts(self, p: Pass) -> dict[str, Engine]:
+        """What a round of `p` is made of, beside the plain engine: to be run by turns with it.
+
+        Raises ArcError where `p` draws in no windows, or what makes engines refuses a part.
+        """
+        window, cheap = self._window(p), p.drafter()
+        wide = [blind(x, p.name, window) if window > 1 else x for x in (self.plain, self.nothing)]
+        found = {_slots(window): self._engine(_slots(window), wide[0])} if window > 1 else {}
         if cheap is not None:
             found[_drafts(cheap)] = self._engine(_drafts(cheap), self.plain, cheap)
-        return found
+        return found | {
+            _bare(str(p)): self._bare(str(p), self.nothing, p(self.plain), [p]),
+            _bare(_slots(window)): self._bare(_slots(window), wide[1], wide[0]),
+            _bare(PLAIN): self._bare(PLAIN, self.nothing, self.plain)}
 
-    def nothings(self, p: Pass) -> tuple[Spent, Spent, Spent]:
-        """On a network that is nothing: `p`, blind windows of its width, and plain decoding.
-        Raises ArcError, as `networks` does."""
-        window = self._window(p)
-        wide = blind(self.nothing, p.name, window) if window > 1 else self.nothing
-        return (self._nothing(str(p), self.nothing, [p]), self._nothing(_slots(window), wide),
-                self._nothing(PLAIN, self.nothing))
-
-    def round(self, p: Pass, network: Mapping[str, Spent]) -> Spent:
-        """What `p` takes. network: of the PLAIN engine and of `networks(p)`. Raises ArcError."""
-        window, cheap, (own, wide, bare) = self._window(p), p.drafter(), self.nothings(p)
-        each = network[_slots(window)].each - wide.each
+    def round(self, p: Pass, took: Mapping[str, Spent]) -> Spent:
+        """What `p` takes. took: of the PLAIN engine and of `parts(p)`. Raises ArcError."""
+        window, cheap = self._window(p), p.drafter()
+        own, bare = took[_bare(str(p))], took[_bare(PLAIN)]
+        each = took[_slots(window)].each - took[_bare(_slots(window))].each
         if cheap is not None:
-            each += window * (network[_drafts(cheap)].each - bare.each)
-        return Spent(own.start + network[PLAIN].start - bare.start, own.each + each)
+            each += window * (took[_drafts(cheap)].each - bare.each)
+        return Spent(own.start + took[PLAIN].start - bare.start, own.each + each)
 
     def _window(self, p: Pass) -> int:
         window = window_of(p(self.nothing))
@@ -170,12 +166,11 @@ class Ceilings:
             raise ArcError(f"pass {p} draws in no windows")
         return window
 
-    def _nothing(self, name: str, p: Program, passes: Sequence[Pass] = ()) -> Spent:
-        if name not in self.known:
-            e = self._engine(f"nothing, {name}", p, passes)
-            runs = by_turns({name: e}, lambda e, turn: drawn(e, self.batch, 0, self.most), LONG)
-            self.known[name] = spent([r.steps for r in runs[name]])
-        return self.known[name]
+    def _bare(self, name: str, p: Program, full: Program, passes: Sequence[Pass] = ()) -> Engine:
+        """Without a network. full: with one, beside which other graphs are light."""
+        e = self._engine(_bare(name), p, passes)
+        light.write(full, e.folder)
+        return e
 
     def _engine(self, name: str, p: Program, passes: Sequence[Pass] = ()) -> Engine:
         if name not in self.engines:
@@ -189,3 +184,7 @@ def _slots(window: int) -> str:
 
 def _drafts(cheap: Sequence[Pass]) -> str:
     return f"drafts by {', '.join(map(str, cheap))}"
+
+
+def _bare(name: str) -> str:
+    return f"nothing, {name}"

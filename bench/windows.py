@@ -4,7 +4,7 @@ llamagen-B-int8-scd16 [--batch 4]`, a row in results/windows.jsonl.
 A method that drafts wins where a round of it costs less than the tokens it commits. All engines
 run a few steps by turns; random weights accept almost nothing, which a round's cost does not know.
 `predicted` is what `auto` expects (arcompile/ceilings.py): what the method takes on a network that
-is nothing, and, by turns with all engines, the network on as many slots as the window has.
+is nothing, and the network on as many slots as the window has, by turns with all engines.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from arcompile.bench.spread import compare, figure, summary
 from arcompile.ceilings import PLAIN, Ceilings, Spent, by_turns, window_of
 from arcompile.compile import exported
 from arcompile.family import FAMILIES
-from arcompile.pipeline import parse_pipeline
+from arcompile.pipeline import Pass, parse_pipeline
 from arcompile.runtime import request
 from arcompile.runtime.engine import Engine, load
 from arcompile.target import TARGETS
@@ -53,8 +53,7 @@ def ceilings(name: str, batch: int, folder: Path) -> Ceilings:
         "vocabulary": int(model.info["vocabulary"])}
     passes = parse_pipeline(TARGETS[suite.target].passes) + parse_pipeline(suite.passes)
     made = auto.after(auto.Bench(exported(model), model.weights, facts, folder), passes)
-    return Ceilings(made.plain, lambda p, more: auto.engine(more, replace(made, plain=p)), batch,
-                    STEPS + WARM)
+    return Ceilings(made.plain, lambda p, more: auto.engine(more, replace(made, plain=p)), batch)
 
 
 def measure(names: Sequence[str], batch: int) -> dict[str, Any]:
@@ -65,32 +64,32 @@ def measure(names: Sequence[str], batch: int) -> dict[str, Any]:
               if window_of(e.program)}
     with tempfile.TemporaryDirectory() as folder:
         told = ceilings(names[0], batch, Path(folder))
-        parts = {k: e for p in passes.values() for k, e in told.networks(p).items()}
+        parts = {k: e for p in passes.values() for k, e in told.parts(p).items()}
         runs = by_turns({**engines, **parts}, lambda e, turn: some(e, batch, guidance))
         each = {n: [float(np.median(t)) for t in found] for n, found in runs.items()}
+        each[PLAIN] = each[names[0]]
         sides = {name: {"step": summary([x for t in runs[name] for x in t]),
-                        "vs_first": compare(each[name], each[names[0]]),
+                        "vs_first": compare(each[name], each[PLAIN]),
                         "passes": suites.SUITES[name].passes} for name in engines}
         for name, p in passes.items():
-            network = {PLAIN: each[names[0]], **{k: each[k] for k in told.networks(p)}}
-            foretold = summary([_predicted(told, p, dict(zip(network, turn, strict=True)))
-                                for turn in zip(*network.values(), strict=True)], 1.0)
-            sides[name] |= {"window": window_of(engines[name].program), "predicted": foretold[
-                "median"], "off": figure(foretold["median"] / sides[name]["vs_first"]["median"]
-                                         - 1, 2)}
+            expected = _expected(told, p, each)
+            off = expected["median"] / sides[name]["vs_first"]["median"] - 1
+            sides[name] |= {"window": window_of(engines[name].program),
+                            "predicted": expected["median"], "off": figure(off, 2)}
     return {"suite": f"windows-{names[0]}-batch{batch}", "kind": "windows", "batch": batch,
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
             "guidance": guidance, "weights": "random", "sides": sides,
-            "parts_ms": {**{k: summary(each[k]) for k in parts},
-                         **{f"nothing, {k}": figure(1e3 * v.each, 3)
-                            for k, v in told.known.items()}},
+            "parts_ms": {k: figure(1e3 * float(np.median(each[k])), 3) for k in parts},
             "machine": {**machine.facts(), "gemm_gflops": machine.gemm()}}
 
 
-def _predicted(told: Ceilings, p: Any, turn: Mapping[str, float]) -> float:
-    """Plain steps that a round takes, by what the parts took in a turn."""
-    took = told.round(p, {k: Spent(0.0, seconds) for k, seconds in turn.items()})
-    return took.each / turn[PLAIN]
+def _expected(told: Ceilings, p: Pass, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Plain steps that a round takes, by what its parts took in each turn."""
+    names = [PLAIN, *told.parts(p)]
+    turns = [dict(zip(names, turn, strict=True))
+             for turn in zip(*(each[k] for k in names), strict=True)]
+    return summary([told.round(p, {k: Spent(0.0, s) for k, s in t.items()}).each / t[PLAIN]
+                    for t in turns], 1.0)
 
 
 if __name__ == "__main__":
@@ -106,4 +105,5 @@ if __name__ == "__main__":
     for name, x in row["sides"].items():
         print(f"{name:32} {x['step']['median']:8g} ms (min {x['step']['min']:g}), "
               f"{figure(x['vs_first']['median'], 3):g} steps"
-              + (f", predicted {x['predicted']:g}" if "predicted" in x else ""))
+              + (f", predicted {x['predicted']:g} ({100 * x['off']:+.0f} %)"
+                 if "predicted" in x else ""))

@@ -56,38 +56,35 @@ def test_no_prediction_where_passes_behind_refuse_a_network_that_is_nothing():
         raise ArcError("this pass needs caches")
 
     t = Tried((SCD(window=2),), rounds=3.0, window=2)
-    assert auto._parts(t, Ceilings(llama(2), make, 1)) is None
+    assert auto._parts(t, Ceilings(llama(2), make, 1)) == {}
     assert rows({"chosen": "none", "tried": [t.data()]})[1][-2] == ""
 
 
-def told_by(monkeypatch, seconds, batch=1):
-    """Ceilings whose parts take made-up seconds, and the parts that were asked for."""
+def told_by(tmp_path):
+    """Ceilings whose engines are nothing, and the parts that were asked for."""
     asked = []
 
     def make(p, passes):
-        asked.append((window_of(run(p, passes)), not p.state, ", ".join(map(str, passes))))
-        return asked[-1]
+        told = window_of(run(p, passes)), not p.state, ", ".join(map(str, passes))
+        asked.append(told)
+        return SimpleNamespace(told=told, folder=tmp_path)
 
-    monkeypatch.setattr(ceilings, "drawn", lambda e, *n: SimpleNamespace(steps=e))
-    monkeypatch.setattr(ceilings, "by_turns", lambda sides, draw, long: {
-        k: [draw(e, 0)] for k, e in sides.items()})
-    monkeypatch.setattr(ceilings, "spent", lambda runs: seconds(*runs[0]))
-    return Ceilings(llama(2), make, batch), asked
+    return Ceilings(llama(2), make, 1), asked
 
 
 def round_of(told, p, seconds):
-    network = {ceilings.PLAIN: seconds(0, False, ""),
-               **{k: seconds(*e) for k, e in told.networks(p).items()}}
-    return told.round(p, network)
+    """Where parts take made-up seconds."""
+    return told.round(p, {ceilings.PLAIN: seconds(0, False, ""),
+                          **{k: seconds(*e.told) for k, e in told.parts(p).items()}})
 
 
-def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(monkeypatch):
+def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(tmp_path):
     """The network takes a second a slot and 7 at first; the loop 0.5, a method 0.25 more."""
     def seconds(window, nothing, passes):
         own = 0.5 + 0.25 * ("scd" in passes)
         return Spent(1.0 if nothing else 8.0, own if nothing else own + max(window, 1))
 
-    told, asked = told_by(monkeypatch, seconds)
+    told, asked = told_by(tmp_path)
     assert round_of(told, SCD(window=2), seconds).total(3.0) == 8 + 3 * (0.75 + 2)
     assert (2, True, "scd{window=2}") in asked
     assert (2, False, "scd{window=2}") not in asked  # the method itself is not run
@@ -95,18 +92,31 @@ def test_a_round_is_a_method_on_nothing_and_a_network_on_slots(monkeypatch):
     assert round_of(told, SCD(window=3), seconds).total(2.0) == 8 + 2 * (0.75 + 3)
     assert len(asked) == count + 3  # the method, and the window with and without a network
     with pytest.raises(ArcError, match="draws in no windows"):
-        told.networks(SCD(window=1))
+        told.parts(SCD(window=1))
 
 
-def test_a_second_model_drafts_once_for_each_slot(monkeypatch):
+def test_a_second_model_drafts_once_for_each_slot(tmp_path):
     def seconds(window, nothing, passes):
         own = 0.5 + 0.125 * ("draft" in passes)
         network = 0.75 if passes == "dead-code" else max(window, 1)
         return Spent(0.0, own + (0.0 if nothing else network))
 
-    told, _ = told_by(monkeypatch, seconds)
+    told, _ = told_by(tmp_path)
     each = round_of(told, Draft(window=2, by="dead-code"), seconds).each
     assert each == 0.625 + 2 + 2 * 0.75
+
+
+@pytest.mark.ort
+def test_without_a_network_graphs_have_the_threads_that_they_have_beside_one(tmp_path):
+    made = replace(bench(tmp_path), facts={**FACTS, "target": "ort-cpu"})
+
+    def make(p, passes):
+        return auto.engine(passes, replace(made, plain=p))
+
+    parts = Ceilings(llama(2), make, 1).parts(SCD(window=2))
+    light = {k: json.loads((e.folder / "light.json").read_text()) for k, e in parts.items()}
+    assert light["window 2"] == light["nothing, window 2"]
+    assert all("feed" in names for names in light.values())
 
 
 def test_the_quickest_of_equal_runs_tells_what_it_takes():
