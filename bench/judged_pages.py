@@ -26,7 +26,9 @@ def newest(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], dict[str,
         for s, x in r.get("settings", {}).items():
             table[s] = {**table.get(s, {}), **x, "pictures": r["pictures"]}
         for s, ms in r.get("loop_ms", {}).items():
-            table.setdefault(s, {})["ms"] = ms["median"]
+            table.setdefault(s, {})["ms"] = ms["least"] if "least" in ms else ms["median"]
+        for s, n in r.get("forwards", {}).items():
+            table.setdefault(s, {})["forwards"] = n
     return found
 
 

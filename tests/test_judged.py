@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from cells import walk
 
 from arcompile.bench import judged, judged_pages
 from arcompile.models.demo import DEMOS
+from arcompile.passes.cspd import CSpD
+from arcompile.pipeline import run
 
 ROOT = Path(__file__).parent.parent
 PLAIN = {"score": 0.9, "interval": [0.88, 0.92], "forwards": 64.0}
@@ -18,7 +21,7 @@ WORSE = {"score": 0.85, "interval": [0.83, 0.87], "forwards": 20.0,
 def rows(kind="decoding", names=("gsd", "gsd{group=4}")):
     return [{"demo": "demo", "set": kind, "pictures": 100,
              "settings": {"": PLAIN, **dict.fromkeys(names, WORSE)}},
-            {"demo": "demo", "set": kind, "loop_ms": {"": {"median": 32.1}}}]
+            {"demo": "demo", "set": kind, "loop_ms": {"": {"median": 40.0, "least": 32.1}}}]
 
 
 def test_every_setting_is_a_line():
@@ -44,6 +47,24 @@ def test_weights_have_a_column_for_each_pass():
 def test_newer_rows_replace_older_ones():
     again = {**rows()[0], "settings": {"gsd": {**WORSE, "score": 0.5}}}
     assert "| 50.0 |" in judged_pages.markdown([*rows(), again], "decoding")
+
+
+def test_counts_that_come_with_times_are_newer():
+    made = [*rows(), {"demo": "demo", "set": "decoding", "loop_ms": {}, "forwards": {"gsd": 9.0}}]
+    assert "| demo | `gsd` | 9 |" in judged_pages.markdown(made, "decoding")
+
+
+def test_the_quickest_round_counts_for_all():
+    """A picture in 4 rounds and one in 6; the second ran while the host was slow."""
+    found = judged.least([(4.0, 4.0, 4.0), (12.0, 6.0, 6.0)])
+    assert (found["n"], found["median"], found["least"]) == (2, 8000, 5000)
+
+
+def test_drafts_of_a_second_model_are_no_forwards():
+    """Of MAR in rounds of two steps: each is one forward, and so is the step it takes alone."""
+    p = walk()
+    assert judged.counted(p) == len(p.steps) == 2
+    assert judged.counted(run(p, [CSpD(by="swiglu", window=2, alone=0.0)])) == 1
 
 
 @pytest.mark.parametrize(("setting", "method"), [
