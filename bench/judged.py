@@ -22,14 +22,14 @@ import numpy as np
 
 import arcompile
 from arcompile import quality
-from arcompile.auto import timed
 from arcompile.bench import judged_pages, machine
 from arcompile.bench.judged_pages import ROWS
 from arcompile.bench.spread import figure, summary
 from arcompile.cache import cache
-from arcompile.ceilings import PAUSE
+from arcompile.ceilings import PAUSE, WARM, Drawn, close, drawn
 from arcompile.cli.options import parse_options
 from arcompile.program import Program
+from arcompile.runtime.acceptance import spent
 from arcompile.runtime.engine import Engine
 
 PICTURES = {"weights": 1440, "decoding": 360}
@@ -122,11 +122,14 @@ def score(demo: str, kind: str, pictures: int) -> dict[str, Any]:
 
 
 def forwards(e: Engine, pictures: int = 36) -> float:
-    """Of the model, for one image alone: the mean of one of each class."""
+    """Of the model, for one image: the mean of one of each class."""
     if e.program.accept != "prefix":
         return counted(e.program)
     classes = e.manifest["info"]["classes"]
-    return figure(float(np.mean([timed(e, [i % classes], 1, i)[1] for i in range(pictures)])))
+    out = e.generate([i % classes for i in range(pictures)], seed=[*range(pictures)],
+                     **quality.settings(e))
+    assert out.rounds is not None
+    return figure(spent(out.rounds)[0])
 
 
 def counted(p: Program) -> float:
@@ -142,24 +145,25 @@ def loops(demo: str, kind: str) -> dict[str, Any]:
     one came to lie stays as it is and may double its time. So there are several.
     """
     engines = {s: ready(demo, s) for s in ("", *SETS[kind][demo])}
-    found: dict[str, list[tuple[float, ...]]] = {s: [] for s in engines}
+    found: dict[str, list[Drawn]] = {s: [] for s in engines}
     start = time.perf_counter()
     while time.perf_counter() - start < LONG:
         for s, e in engines.items():
-            timed(e, [0], 1)
+            drawn(e, 1, 0, WARM)
             for turn in range(TURNS):
                 time.sleep(PAUSE)
-                found[s].append(timed(e, [turn], 1, turn))
-            e.__dict__.pop("models", None)
+                found[s].append(drawn(e, 1, turn))
+            close({s: e})
     whole = {s: counted(e.program) for s, e in engines.items() if e.program.accept != "prefix"}
     return {"loop_ms": {s: least(x) for s, x in found.items()}, "forwards": whole}
 
 
-def least(turns: Sequence[tuple[float, ...]]) -> dict[str, Any]:
-    """Of (seconds, forwards, rounds): their summary, and the quickest round of all times the mean
-    of rounds. Seeds take more rounds and fewer; the host slows down, and never speeds up."""
-    seconds, _, rounds = np.array(turns).T
-    return {**summary(seconds), "least": figure(1e3 * (seconds / rounds).min() * rounds.mean())}
+def least(turns: Sequence[Drawn]) -> dict[str, Any]:
+    """A summary of loops, and the quickest round of all times the mean of rounds. Seeds take more
+    rounds and fewer; the host slows down, and never speeds up."""
+    each = min(d.seconds / d.rounds for d in turns)
+    mean = float(np.mean([d.rounds for d in turns]))
+    return {**summary([d.seconds for d in turns]), "least": figure(1e3 * each * mean)}
 
 
 def main() -> None:

@@ -234,6 +234,8 @@ def test_shares_of_quality_in_other_families(family, tmp_path, monkeypatch):
         return replace(found, seconds=found.rounds + 2.0 * guided(e.program))
 
     monkeypatch.setattr(auto, "drawn", timed)
+    for few in ("SETS", "TURNS"):
+        monkeypatch.setattr(ceilings, few, 1)
     judge = lambda pictures, classes: {"both": next(said)}  # noqa: E731
     facts = {**FACTS, "family": name, "vocabulary": 0}
     made = Bench(p, source, facts, tmp_path, judge, 2)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cells import walk
 
 from arcompile.bench import judged, judged_pages
+from arcompile.ceilings import Drawn
 from arcompile.models.demo import DEMOS
 from arcompile.passes.cspd import CSpD
 from arcompile.pipeline import run
@@ -56,7 +58,7 @@ def test_counts_that_come_with_times_are_newer():
 
 def test_the_quickest_round_counts_for_all():
     """A picture in 4 rounds and one in 6; the second ran while the host was slow."""
-    found = judged.least([(4.0, 4.0, 4.0), (12.0, 6.0, 6.0)])
+    found = judged.least([Drawn(4.0, 4.0, np.ones(4)), Drawn(12.0, 6.0, np.ones(6))])
     assert (found["n"], found["median"], found["least"]) == (2, 8000, 5000)
 
 

@@ -35,9 +35,15 @@ def test_show_what_auto_chose_from(tmp_path: Path, run: Any, monkeypatch: Any) -
     from arcompile.pipeline import parse_pipeline
     from arcompile.runtime.engine import load
 
-    true, f, folder = auto.timed, FAMILIES["llamagen"], tmp_path / "e"
-    monkeypatch.setattr(auto, "timed", lambda *a, **k: (true(*a, **k)[1],) * 3)
-    monkeypatch.setattr(ceilings, "spent", lambda e, *n: ceilings.Spent(0.0, 1.0))
+    def timed(e: Any, *how: int) -> Any:
+        found = ceilings.drawn(e, *how)
+        return dataclasses.replace(found, seconds=float(found.rounds))
+
+    monkeypatch.setattr(auto, "drawn", timed)
+    for few in ("SETS", "TURNS"):
+        monkeypatch.setattr(ceilings, few, 1)
+    monkeypatch.setattr(ceilings, "PAUSE", 0)
+    f, folder = FAMILIES["llamagen"], tmp_path / "e"
     folder.mkdir()
     write(folder, "llamagen", f.model(f.random("tiny"), {}), "reference", "f32",
           parse_pipeline("auto"))
