@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from arcompile.errors import ArcError
 
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "Pillow", "torch", "onnx", "safetensors",
             "networkx", "matplotlib", "triton", "tensorrt", "tensorrt-rtx")
+PEERS = ("openvino", "nncf", "onnxruntime-genai", "transformers")  # of `arcompile bench peers`
 FLAGS = ("avx", "avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile",
          "amx_int8", "amx_bf16", "asimd", "sve", "i8mm")
 
@@ -25,12 +27,12 @@ def examine() -> dict[str, Any]:
     """Everything `arcompile doctor` tells, as JSON-ready data. Never raises."""
     import arcompile
 
-    found = packages()
+    found, peers = packages(), packages(PEERS)
     return {
         "arcompile": arcompile.__version__,
         "python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
         "cpu": cpu(), "memory_bytes": memory(), "gpus": gpus(),
-        "packages": found, "missing": _missing(found),
+        "packages": found, "peers": peers, "missing": _missing(found | peers),
         "targets": targets(), "kernels": kernels(), "cache": cache_folder(),
     }
 
@@ -84,10 +86,10 @@ def _read(path: str) -> str:
 # --- software ------------------------------------------------------------------------------------
 
 
-def packages() -> dict[str, str]:
+def packages(names: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Versions of what is installed; "" where it is not. Nothing is imported."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -108,6 +110,8 @@ def _missing(found: dict[str, str]) -> dict[str, str]:
         told[f"running ({', '.join(run)})"] = "pip install arcompile"
     if not found["matplotlib"]:
         told["plots (matplotlib)"] = "pip install matplotlib"
+    if peers := [p for p in PEERS if not found[p]]:
+        told[f"peers of the bench ({', '.join(peers)})"] = "pip install 'arcompile[peers]'"
     return told
 
 
@@ -180,6 +184,7 @@ def report(told: dict[str, Any]) -> str:
         "memory": f"{gb(memory['total'])}, {gb(memory['free'])} free" if memory["total"] else "",
         "gpu": "; ".join(told["gpus"]) or "no NVIDIA GPU seen",
         "packages": have, "absent": lack,
+        "peers": ", ".join(f"{k} {v}" for k, v in told["peers"].items() if v),
         "kernels": _kernels(told["kernels"]),
         "cache": f"{cache['folder']}: {cache['engines']} engines, {gb(cache['bytes'])}; "
                  f"{gb(cache['disk_free_bytes'])} free{'' if cache['writable'] else ', read-only'}",

@@ -20,6 +20,7 @@ from arcompile.runtime import bundle
 from arcompile.text import MAX_TEXT, parse_graph
 from arcompile.weights import Weights
 
+REPORTS = ("contract", "auto", "drafts", "quality")  # of a manifest: what its passes cost
 HEADS = (b"program ", b"graph ", b"#")  # how IR text starts
 
 
@@ -76,9 +77,26 @@ def _engine(folder: Path) -> Shown:
     if said is None:
         raise ArcError(f"{folder} holds no program text", hint="rebuild the engine")
     bundle.intact(folder, {"program.arc": said})
+    for name in REPORTS:
+        if not isinstance(manifest.get(name), dict | None):
+            raise _invalid(name)
     return Shown("engine", _text(folder / "program.arc"), manifest["passes"],
                  quality=manifest.get("quality"), contract=manifest.get("contract"),
                  auto=manifest.get("auto"), drafts=manifest.get("drafts"))
+
+
+def told(name: str, write: Callable[[Any], str], found: Any) -> str:
+    """What a part of an engine's manifest says, which may be anybody's JSON: no control characters.
+    Raises ArcError where `write` cannot read it."""
+    try:
+        text = write(found)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        raise _invalid(name) from None
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _invalid(name: str) -> ArcError:
+    return ArcError(f"the engine's manifest has no valid {name!r}", hint="rebuild the engine")
 
 
 # --- passes --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -134,31 +134,34 @@ def _print_summary(opened: Shown, found: Sequence[Stage], as_json: bool) -> None
             "drafts": opened.drafts,
             "graphs": [dict(zip(graphs[0], g, strict=True)) for g in graphs[1:]],
             "passes": [dict(zip(steps[0], s, strict=True)) for s in steps[1:]]})
+    reports = _reports(opened)  # before anything is printed: it may refuse
     print(see.outline(p))
     print(columns(graphs))
-    if opened.built:
-        print(f"  built with {', '.join(opened.built)}")
-    if opened.contract:
-        from arcompile.pipeline import said
-
-        print(f"  {said(opened.contract)}")
-    if opened.auto:
-        from arcompile import auto
-
-        print(columns(auto.rows(opened.auto)))
-        print(*auto.notes(opened.auto), sep="\n", end="\n" if auto.notes(opened.auto) else "")
-    if opened.drafts:
-        from arcompile import rounds
-
-        print(columns(rounds.rows(opened.drafts)))
-    if opened.quality:
-        from arcompile.quality import notes, rows
-
-        print(columns(rows(opened.quality)))
-        print(*notes(opened.quality), sep="\n", end="\n" if notes(opened.quality) else "")
+    for text in reports:
+        print(text)
     if steps[1:]:
         print(columns(steps))
     return None
+
+
+def _reports(opened: Shown) -> list[str]:
+    """What an engine's manifest says of its passes and their cost."""
+    from arcompile import auto, pipeline, quality, rounds
+    from arcompile.show import told
+
+    parts: list[tuple[str, Any, Callable[[Any], str]]] = [
+        ("passes", opened.built, lambda x: f"  built with {', '.join(x)}"),
+        ("contract", opened.contract, lambda x: f"  {pipeline.said(x)}"),
+        ("auto", opened.auto, lambda x: _lines(columns(auto.rows(x)), *auto.notes(x))),
+        ("drafts", opened.drafts, lambda x: columns(rounds.rows(x))),
+        ("quality", opened.quality,
+         lambda x: _lines(columns(quality.rows(x)), *quality.notes(x))),
+    ]
+    return [s for name, found, write in parts if found and (s := told(name, write, found))]
+
+
+def _lines(*parts: str) -> str:
+    return "\n".join(filter(None, parts))
 
 
 # --- bisect --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,12 +56,18 @@ def test_doctor(run: Any, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     from arcompile import doctor
     from arcompile.targets.ort import OrtCpu
 
-    monkeypatch.setattr(doctor, "packages", lambda: dict.fromkeys(doctor.PACKAGES, ""))
+    assert {*told["peers"]} == {"openvino", "nncf", "onnxruntime-genai", "transformers"}
+    have = {"openvino": "2025.9"}
+    monkeypatch.setattr(doctor, "packages",
+                        lambda names=doctor.PACKAGES: {n: have.get(n, "") for n in names})
     monkeypatch.setattr(OrtCpu, "available", lambda self: "onnxruntime is not installed")
     text = run("doctor").out
     assert "no: onnxruntime is not installed" in text
     assert "pip install onnxruntime onnx\n" in text
     assert "building (torch, onnx, safetensors, networkx): pip install 'arcompile[build]'" in text
+    assert re.search("^peers +openvino 2025.9$", text, re.MULTILINE)
+    assert ("peers of the bench (nncf, onnxruntime-genai, transformers): pip install "
+            "'arcompile[peers]'") in text
 
 
 def test_bench_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, run: Any) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,67 @@ def test_show_a_graph_its_dot_and_the_cost(built: Ran, run: Any) -> None:
 def test_show_a_changed_engine(engine: Path, run: Any) -> None:
     (engine / "program.arc").write_text("program evil positions=1 mask=causal accept=all")
     refused(run("show", engine), "engine file program.arc has", "hint: rebuild the engine")
+
+
+REPORTS = {
+    "passes": ["fold", "int8"],
+    "contract": {"keeps": "distribution", "means": "exact", "by": ["scd"]},
+    "auto": {"chosen": "none", "tried": [
+        {"method": "none", "keeps": "values", "forwards": 64.0, "seconds": 1.0, "beside": 1.0,
+         "gain": 1.0, "predicted": None, "score": 0.9},
+        {"method": "scd{window=4}", "refused": "pass scd takes rasters"}]},
+    "drafts": {"images": 2, "forwards": 22.0, "positions": 64, "committed": 2.9, "held": 0.5},
+    "quality": {"base": {"weights": 1000, "seconds": 1.0}, "passes": {"int8": {
+        "kl": 0.1, "agreement": 0.9, "psnr": 30.0, "interval": [0.8, 0.9], "n": 4,
+        "difference": [0.1, -1.0, 1.0], "weights": 500, "left": {"@l0.q": "too narrow"}}}},
+}
+WRONG = (None, 5, -1e300, True, "\x1b[31mred", [], [[1]], {}, {"a": {"b": 1}})
+
+
+def damaged(x: Any) -> Iterator[Any]:
+    """Every value of a tree replaced by each wrong one, and every key and item left out."""
+    yield from WRONG
+    for key in x if isinstance(x, dict) else range(len(x)) if isinstance(x, list) else ():
+        for y in damaged(x[key]):
+            made = copy.copy(x)
+            made[key] = y
+            yield made
+        made = copy.copy(x)
+        del made[key]
+        yield made
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_show_reports_that_lie(name: str, engine: Path) -> None:
+    """One line that names the field, or what is left of it; never a crash, never a colour."""
+    from arcompile import show as see
+    from arcompile.cli import look
+    from arcompile.errors import ArcError
+
+    opened = see.open_shown(str(engine), lambda: pytest.fail("built"))
+
+    def shown(value: Any) -> str:
+        told = {**REPORTS, name: value}
+        lie = dataclasses.replace(opened, built=told.pop("passes"), **told)
+        try:
+            return "\n".join(look._reports(lie))
+        except ArcError as e:
+            return f"refused: {e.what}"
+
+    assert "int8" in shown(REPORTS[name])
+    said = [shown(value) for value in damaged(REPORTS[name])]
+    refusals = {s for s in said if s.startswith("refused")}
+    assert refusals == {f"refused: the engine's manifest has no valid {name!r}"}
+    assert not [s for s in said if "\x1b" in s]
+
+
+def test_show_a_report_that_lies(engine: Path, run: Any) -> None:
+    manifest = json.loads((engine / "manifest.json").read_text())
+    (engine / "manifest.json").write_text(json.dumps({**manifest, "auto": {"tried": 5}}))
+    refused(run("show", engine), "manifest has no valid 'auto'", "hint: rebuild the engine")
+    (engine / "manifest.json").write_text(json.dumps({**manifest, "quality": "good"}))
+    said = run("show", engine, "--json")
+    assert (said.code, said.json["error"]) == (1, "the engine's manifest has no valid 'quality'")
 
 
 def test_show_passes_on_text(arc: Path, run: Any) -> None:
