@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from arcompile.ceilings import PLAIN, Ceilings, Drawn, by_turns, drawn, spent, window_of
-from arcompile.cost import program_cost
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
 from arcompile.pipeline import PASSES, Pass, run
@@ -33,9 +32,8 @@ class Tried:
     """One method. seconds: to draw `batch` images, without the decoder; beside: the same by plain
     decoding, by turns with it; forwards: for an image; rounds: of the slowest image.
 
-    gain: beside over seconds; predicted: the same by parts for methods that draw in windows, by
-    turns with the method (`ceilings`; None where a pass behind refuses those parts), and by the
-    bytes that are moved for others.
+    gain: beside over seconds; predicted: the same by parts, by turns with the method, of methods
+    that draw in windows (`ceilings`; None of others, and where a pass behind refuses those parts).
     """
 
     passes: tuple[Pass, ...]
@@ -48,7 +46,6 @@ class Tried:
     predicted: float | None = None
     score: float | None = None
     refused: str = ""
-    bytes: int = 0
     window: int = 0
     engine: Engine | None = None
 
@@ -98,7 +95,6 @@ def decide(passes: Sequence[Pass], bench: Bench,
     told = Ceilings(
         ready.plain, lambda p, more: engine([*more, *behind], replace(ready, plain=p)), auto.batch)
     tried = [*_measured(behind, auto, share, ready, told, progress)]
-    predict(tried)
     best = _best(tried, share, lambda t: _score(t, behind, ready),
                  lambda t: _again(tried[0], t, told))
     found = {"quality": auto.quality, "batch": auto.batch, "chosen": best.name,
@@ -123,8 +119,7 @@ def _measured(behind: list[Pass], auto: Auto, share: float, bench: Bench, told: 
               progress: Callable[[str, float], None]) -> Iterator[Tried]:
     """Plain decoding, whose seconds are those of all turns, and every method beside it."""
     base = engine(behind, bench)
-    plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)),
-                  bytes=program_cost(base.program, auto.batch).total.bytes)
+    plain = Tried((), "values", engine=base, forwards=float(len(base.program.steps)))
     every, tried = [*methods(share, bench.plain)], [plain]
     for i, p in enumerate(every):
         progress("auto", i / len(every))
@@ -161,8 +156,6 @@ def _beside(base: Engine, t: Tried, told: Ceilings) -> Tried:
         took = {k: spent([r.steps for r in found]) for k, found in runs.items()}
         t.predicted = (took[PLAIN].total(len(base.program.steps))
                        / told.round(t.passes[0], took).total(t.rounds))
-    committed = p.positions / max(t.forwards, 1) if p.accept == "prefix" else 1.0
-    t.bytes = program_cost(p, told.batch, committed=committed).total.bytes
     return t
 
 
@@ -193,14 +186,6 @@ def engine(passes: Sequence[Pass], bench: Bench, whole: bool = False) -> Engine:
 
 
 # --- the choice ----------------------------------------------------------------------------------
-
-
-def predict(tried: Sequence[Tried]) -> None:
-    """Gains by the bytes they move, of methods that draw in no windows. Fills in `predicted`."""
-    plain = tried[0]
-    for t in tried:
-        if not (t.window or t.refused):
-            t.predicted = plain.bytes / max(t.bytes, 1)
 
 
 def _again(plain: Tried, t: Tried, told: Ceilings) -> float:

@@ -11,7 +11,7 @@ import pytest
 from tiny import llama, weights
 
 from arcompile import auto, ceilings
-from arcompile.auto import Bench, Tried, decide, methods, notes, predict, rows
+from arcompile.auto import Bench, Tried, decide, methods, notes, rows
 from arcompile.ceilings import Ceilings, Drawn, Spent, window_of
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
@@ -41,14 +41,6 @@ def test_exact_methods_only_unless_asked():
     assert exact
     assert not [p for p in exact if p.keeps in LOSSY]
     assert {p.name for p in every} > {p.name for p in exact}
-
-
-def test_predictions():
-    """By bytes where there are no windows; those that have some were told by their parts."""
-    tried = [Tried((), bytes=640), Tried((SCD(window=2),), window=2, predicted=1.5),
-             Tried((GSD(),), bytes=320), Tried((GSD(),), refused="no")]
-    predict(tried)
-    assert [t.predicted for t in tried] == [1.0, 1.5, 2.0, None]
 
 
 def test_no_prediction_where_passes_behind_refuse_a_network_that_is_nothing():
