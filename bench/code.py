@@ -3,8 +3,8 @@
 A row in results/images.jsonl.
 
 VAR-d16 is the large model and one of half its width and depth the small one, with random weights.
-Whole images by turns, without the decoder, which all have in common; and what their plans say
-is carried from step to step.
+Whole images by turns, without the decoder, which all have in common; what their plans say is
+carried from step to step; and the most that a process holds while it draws several pictures.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from arcompile.bench import built, machine, suites
+from arcompile.bench import built, machine, peaks, suites
 from arcompile.bench.images import ROWS
 from arcompile.bench.machine import PAUSE
 from arcompile.cache import cache
@@ -29,6 +29,7 @@ from arcompile.target import TARGETS
 LARGE = "var-d16"
 HALF = (512, 8, 8)  # width, layers, heads
 BATCHES = (1, 16)  # of the plans
+AT_ONCE = 4  # pictures of a process whose peak is measured
 
 
 def half() -> Source:
@@ -66,13 +67,14 @@ def once(e: Engine, guidance: float) -> float:
 
 
 def measure(large: Path, home: Path, scales: int, turns: int) -> dict[str, Any]:
+    guidance = suites.SUITES[LARGE].guidance
     engines = {"large": load(large), "small": engine(home / "small"),
                "code": engine(home / f"code{scales}", f"code{{engine='{large}',scales={scales}}}")}
     found: dict[str, list[float]] = {n: [] for n in engines}
     for _ in range(turns + 1):
         for name, e in engines.items():
             time.sleep(PAUSE)
-            found[name].append(once(e, suites.SUITES[LARGE].guidance))
+            found[name].append(once(e, guidance))
     best = {n: min(x[1:]) for n, x in found.items()}
     state = {n: {b: e.plan(b).state for b in BATCHES} for n, e in engines.items()}
     return {"suite": f"code-{LARGE}-half", "kind": "code", "scales": scales, "weights": "random",
@@ -80,7 +82,9 @@ def measure(large: Path, home: Path, scales: int, turns: int) -> dict[str, Any]:
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
             "loop_s": {n: round(x, 3) for n, x in best.items()},
             "gain": round(best["large"] / best["code"], 3),
-            "carried_bytes": state, "machine": machine.facts()}
+            "carried_bytes": state,
+            "peaks": {n: peaks.of(e.folder, AT_ONCE, guidance) for n, e in engines.items()},
+            "machine": machine.facts()}
 
 
 if __name__ == "__main__":
@@ -94,4 +98,4 @@ if __name__ == "__main__":
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")
-    print(json.dumps({k: row[k] for k in ("loop_s", "gain", "carried_bytes")}, indent=1))
+    print(json.dumps({k: row[k] for k in ("loop_s", "gain", "carried_bytes", "peaks")}, indent=1))

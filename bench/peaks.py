@@ -22,15 +22,19 @@ ROWS = Path(__file__).with_name("results") / "peaks.jsonl"
 
 
 def peak(name: str) -> dict[str, Any]:
+    """Of a suite."""
+    suite = suites.SUITES[name]
+    return {"passes": suite.passes, **of(built.ready(suite, print)[0], suite.batch,
+                                         suite.guidance)}
+
+
+def of(folder: Path, batch: int, guidance: float) -> dict[str, Any]:
     """Bytes. carried: from step to step, as the engine's states say; plan: the most at once, as
     `engine.plan` says; peak: the most that was resident; off: plan / peak - 1."""
-    suite = suites.SUITES[name]
-    folder, _ = built.ready(suite, print)
-    need = load(folder).plan(suite.batch)
-    told = fresh.run("generate", str(folder), str(suite.batch), str(suite.guidance))
-    return {"passes": suite.passes, "batch": suite.batch, "carried": need.state,
-            "weights": need.weights, "plan": need.total, "peak": told["peak"],
-            "off": figure(need.total / told["peak"] - 1)}
+    need = load(folder).plan(batch)
+    told = fresh.run("generate", str(folder), str(batch), str(guidance))
+    return {"batch": batch, "carried": need.state, "weights": need.weights, "plan": need.total,
+            "peak": told["peak"], "off": figure(need.total / told["peak"] - 1)}
 
 
 def measure(names: Sequence[str]) -> dict[str, Any]:
