@@ -29,7 +29,7 @@ from arcompile.target import TARGETS
 LARGE = "var-d16"
 HALF = (512, 8, 8)  # width, layers, heads
 BATCHES = (1, 16)  # of the plans
-AT_ONCE = 4  # pictures of a process whose peak is measured
+PICTURES = 4  # at once, of a process whose peak is measured
 
 
 def half() -> Source:
@@ -66,7 +66,7 @@ def once(e: Engine, guidance: float) -> float:
     return float(out.timings["prompt"] + out.timings["loop"])
 
 
-def measure(large: Path, home: Path, scales: int, turns: int) -> dict[str, Any]:
+def measure(large: Path, home: Path, scales: int, turns: int, pictures: int) -> dict[str, Any]:
     guidance = suites.SUITES[LARGE].guidance
     engines = {"large": load(large), "small": engine(home / "small"),
                "code": engine(home / f"code{scales}", f"code{{engine='{large}',scales={scales}}}")}
@@ -83,7 +83,7 @@ def measure(large: Path, home: Path, scales: int, turns: int) -> dict[str, Any]:
             "loop_s": {n: round(x, 3) for n, x in best.items()},
             "gain": round(best["large"] / best["code"], 3),
             "carried_bytes": state,
-            "peaks": {n: peaks.of(e.folder, AT_ONCE, guidance) for n, e in engines.items()},
+            "peaks": {n: peaks.of(e.folder, pictures, guidance) for n, e in engines.items()},
             "machine": machine.facts()}
 
 
@@ -91,10 +91,12 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scales", type=int, default=8, help="that the large model draws")
     parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--pictures", type=int, default=PICTURES,
+                        help="drawn at once where peaks are measured")
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
     big = built.ready(suites.SUITES[LARGE], print)[0]
-    row = measure(big, cache() / "bench-code", told.scales, told.turns)
+    row = measure(big, cache() / "bench-code", told.scales, told.turns, told.pictures)
     if not told.dry:
         with ROWS.open("a") as f:
             f.write(json.dumps(row) + "\n")
