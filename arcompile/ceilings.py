@@ -36,6 +36,7 @@ LEAST = 2  # turns
 WARM = 3  # rounds of a run in which its buffers are made
 PAUSE = 0.05  # seconds: threads of other sessions spin on after a run, in the way
 PLAIN = "plain"
+DRAFT = "small_step"  # the graph of a second model that drafts
 
 Make = Callable[[Program, Sequence[Pass]], Engine]  # a program lowered after passes
 T = TypeVar("T")
@@ -64,8 +65,14 @@ def drawn(e: Engine, batch: int, turn: int = 0, rounds: int = 0) -> Drawn:
     stop = (lambda _: next(count) < rounds) if rounds else None
     out = e._loop(q).run(stop, finish=False)
     took = out.timings["prompt"] + out.timings["loop"]
-    forwards = (out.rounds > 0).sum(0).mean() if len(out.rounds) else len(e.program.steps)
-    return Drawn(took, float(forwards), np.asarray(out.timings["steps"], float))
+    each = (out.rounds > 0).sum(0).mean() if len(out.rounds) else forwards_of(e.program)
+    return Drawn(took, float(each), np.asarray(out.timings["steps"], float))
+
+
+def forwards_of(p: Program) -> int:
+    """Of an image by a program without windows: its steps, but for those in which a second model
+    drafts, as a round of drafts is one forward."""
+    return sum(all(c.graph != DRAFT for c in s.calls) for s in p.steps)
 
 
 def by_turns(sides: Mapping[str, Engine], draw: Callable[[Engine, int | None], T],
@@ -147,15 +154,15 @@ class Ceilings:
         if cheap is not None:
             found[_drafts(cheap)] = self._engine(_drafts(cheap), self.plain, cheap)
         return found | {
-            _bare(str(p)): self._bare(str(p), self.nothing, p(self.plain), [p]),
-            _bare(_slots(window)): self._bare(_slots(window), wide[1], wide[0]),
-            _bare(PLAIN): self._bare(PLAIN, self.nothing, self.plain)}
+            _nothing(str(p)): self._bare(str(p), self.nothing, p(self.plain), [p]),
+            _nothing(_slots(window)): self._bare(_slots(window), wide[1], wide[0]),
+            _nothing(PLAIN): self._bare(PLAIN, self.nothing, self.plain)}
 
     def round(self, p: Pass, took: Mapping[str, Spent]) -> Spent:
         """What `p` takes. took: of the PLAIN engine and of `parts(p)`. Raises ArcError."""
         window, cheap = self._window(p), p.drafter()
-        own, bare = took[_bare(str(p))], took[_bare(PLAIN)]
-        each = took[_slots(window)].each - took[_bare(_slots(window))].each
+        own, bare = took[_nothing(str(p))], took[_nothing(PLAIN)]
+        each = took[_slots(window)].each - took[_nothing(_slots(window))].each
         if cheap is not None:
             each += window * (took[_drafts(cheap)].each - bare.each)
         return Spent(own.start + took[PLAIN].start - bare.start, own.each + each)
@@ -168,7 +175,7 @@ class Ceilings:
 
     def _bare(self, name: str, p: Program, full: Program, passes: Sequence[Pass] = ()) -> Engine:
         """Without a network. full: with one, beside which other graphs are light."""
-        e = self._engine(_bare(name), p, passes)
+        e = self._engine(_nothing(name), p, passes)
         light.write(full, e.folder)
         return e
 
@@ -186,5 +193,5 @@ def _drafts(cheap: Sequence[Pass]) -> str:
     return f"drafts by {', '.join(map(str, cheap))}"
 
 
-def _bare(name: str) -> str:
+def _nothing(name: str) -> str:
     return f"nothing, {name}"

@@ -26,15 +26,13 @@ from arcompile.bench import judged_pages, machine
 from arcompile.bench.judged_pages import ROWS
 from arcompile.bench.spread import figure, summary
 from arcompile.cache import cache
-from arcompile.ceilings import PAUSE, WARM, Drawn, close, drawn
+from arcompile.ceilings import PAUSE, WARM, Drawn, close, drawn, forwards_of
 from arcompile.cli.options import parse_options
-from arcompile.program import Program
 from arcompile.runtime.acceptance import spent
 from arcompile.runtime.engine import Engine
 
 PICTURES = {"weights": 1440, "decoding": 360}
 TURNS, LONG = 4, 35.0  # pictures a session draws; seconds after which none are opened
-DRAFT = "small_step"  # the graph of a second model that drafts
 RANGES = 8  # pictures that `arcompile calibrate` looks at
 
 # As they are typed behind `arcompile build DEMO --passes`, or as its --option. @NAME is the folder
@@ -124,18 +122,12 @@ def score(demo: str, kind: str, pictures: int) -> dict[str, Any]:
 def forwards(e: Engine, pictures: int = 36) -> float:
     """Of the model, for one image: the mean of one of each class."""
     if e.program.accept != "prefix":
-        return counted(e.program)
+        return float(forwards_of(e.program))
     classes = e.manifest["info"]["classes"]
     out = e.generate([i % classes for i in range(pictures)], seed=[*range(pictures)],
                      **quality.settings(e))
     assert out.rounds is not None
     return figure(spent(out.rounds)[0])
-
-
-def counted(p: Program) -> float:
-    """Forwards of a program whose steps are all run, but for those in which a second model drafts:
-    as a round of drafts is one forward."""
-    return float(sum(all(c.graph != DRAFT for c in s.calls) for s in p.steps))
 
 
 def loops(demo: str, kind: str) -> dict[str, Any]:
@@ -154,7 +146,7 @@ def loops(demo: str, kind: str) -> dict[str, Any]:
                 time.sleep(PAUSE)
                 found[s].append(drawn(e, 1, turn))
             close({s: e})
-    whole = {s: counted(e.program) for s, e in engines.items() if e.program.accept != "prefix"}
+    whole = {s: float(forwards_of(e.program)) for s, e in engines.items() if e.program.accept != "prefix"}
     return {"loop_ms": {s: least(x) for s, x in found.items()}, "forwards": whole}
 
 

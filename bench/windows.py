@@ -60,7 +60,8 @@ def ceilings(name: str, batch: int, folder: Path) -> Ceilings:
 def measure(names: Sequence[str], batch: int) -> dict[str, Any]:
     """Every engine's step, and how many of the first one's it takes, turn by turn."""
     engines = {n: load(built.ready(suites.SUITES[n], print)[0]) for n in names}
-    guidance = suites.SUITES[names[0]].guidance
+    first = suites.SUITES[names[0]]
+    guidance, weights = first.guidance, f"of {first.checkpoint}" if first.checkpoint else "random"
     passes = {n: parse_pipeline(suites.SUITES[n].passes)[-1] for n, e in engines.items()
               if window_of(e.program)}
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def measure(names: Sequence[str], batch: int) -> dict[str, Any]:
                             "vs_expected": compare(each[name], expected)}
     return {"suite": f"windows-{names[0]}-batch{batch}", "kind": "windows", "batch": batch,
             "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-            "guidance": guidance, "weights": "random", "sides": sides,
+            "guidance": guidance, "weights": weights, "sides": sides,
             "parts_ms": {k: figure(1e3 * float(np.median(each[k])), 3) for k in parts},
             "machine": {**machine.facts(), "gemm_gflops": machine.gemm()}}
 
