@@ -146,7 +146,8 @@ def loops(demo: str, kind: str) -> dict[str, Any]:
                 time.sleep(PAUSE)
                 found[s].append(drawn(e, 1, turn))
             close({s: e})
-    whole = {s: float(forwards_of(e.program)) for s, e in engines.items() if e.program.accept != "prefix"}
+    whole = {s: float(forwards_of(e.program)) for s, e in engines.items()
+             if e.program.accept != "prefix"}
     return {"loop_ms": {s: least(x) for s, x in found.items()}, "forwards": whole}
 
 
