@@ -12,6 +12,7 @@ from tiny import llama, weights
 
 from arcompile import auto, ceilings
 from arcompile.auto import Bench, Tried, decide, methods, notes, rows
+from arcompile.bench import windows
 from arcompile.ceilings import Ceilings, Drawn, Spent, window_of
 from arcompile.errors import ArcError
 from arcompile.passes.auto import Auto
@@ -96,6 +97,19 @@ def test_a_second_model_drafts_once_for_each_slot(tmp_path):
     told, _ = told_by(tmp_path)
     each = round_of(told, Draft(window=2, by="dead-code"), seconds).each
     assert each == 0.625 + 2 + 2 * 0.75
+
+
+def test_the_bench_expects_a_round_turn_by_turn():
+    """Each turn by what the parts took in it; engines that are no parts of it have no say."""
+    class Told:
+        def parts(self, p):
+            return {"window 2": None}
+
+        def round(self, p, took):
+            return Spent(0.0, took["plain"].each + 2 * took["window 2"].each)
+
+    each = {"another": [9.0, 9.0], "window 2": [1.0, 3.0], "plain": [10.0, 20.0]}
+    assert windows._expected(Told(), SCD(window=2), each) == [12.0, 26.0]
 
 
 @pytest.mark.ort
