@@ -1,6 +1,7 @@
 """flash_decode: one new token a row: rotary, append in place, and attention over the cache.
 
-The op `decode_attention` for a single query slot. Caches [r,g,S,e] are written where they lie.
+The op `decode_attention` for a single query slot. Caches [r,g,S,e] are written where they lie; q, k
+and v may be parts of longer rows.
 `kv` int8 or int4 keeps them as integers with a scale a slot and head, f32[r,g,S]; int4 packs two
 neighbours of a head in a byte, the even one low. https://arxiv.org/abs/2311.01282 splits the keys.
 
@@ -282,6 +283,7 @@ def _run(splits: int, q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: 
          vs: Any = None, block: int = 64, warps: int = 4, **_: Any) -> tuple[Any, ...]:
     import torch
 
+    q, k, v = (x.contiguous() for x in (q, k, v))
     r, slots, e = q.shape[0], kc.shape[2], q.shape[2] // heads
     out = empty(*q.shape, like=q)
     chunk = cdiv(cdiv(slots, splits), block) * block
@@ -335,7 +337,9 @@ def v3(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, 
     splits = cdiv(slots, chunk)
     out = empty(*q.shape, like=q)
     part = empty(r * heads, splits, e + 2, like=q, dtype=torch.float32) if splits > 1 else None
-    cuda.call("flash_decode", ("", "int8", "int4").index(kv), q, k, v, heads * e, kv_heads * e, kc,
+    if k.stride(0) != v.stride(0) or any(x.stride(2) != 1 for x in (q, k, v)):
+        q, k, v = (x.contiguous() for x in (q, k, v))
+    cuda.call("flash_decode", ("", "int8", "int4").index(kv), q, k, v, q.stride(0), k.stride(0), kc,
               vc, ks, vs, past, cuda.DTYPES[str(cos.dtype)], cos, sin, len(cos), int(interleaved),
               out, part, r, heads, kv_heads, e, slots, splits, chunk, float(scale), like=q)
     return (out, kc, vc, ks, vs) if kv else (out, kc, vc)

@@ -32,13 +32,19 @@ class Models:
         import torch
 
         from arcompile.targets.torch_plan import Plan
+        from arcompile.targets.torch_products import columns
 
         self.t, self.device, self.capture = torch, device, capture
         graphs, held = stored(program, folder)
-        self.weights = {name: self.tensor(a) for name, a in held.items()}
+        turned = columns(graphs.values()) if kernels else set()
+        self.weights = {name: self._weight(a, name in turned) for name, a in held.items()}
         states = frozenset(name for name, _ in program.state)
         self.plans = {name: Plan(g, self.weights, device, kernels, states)
                       for name, g in graphs.items()}
+
+    def _weight(self, a: Array, by_columns: bool) -> Any:
+        made = self.tensor(a)
+        return made.t().contiguous().t() if by_columns else made
 
     def tensor(self, a: Array) -> Any:
         """A copy on the device; uint16 are the bits of bf16."""
@@ -144,7 +150,7 @@ class Runner:
 class TorchCpu(Reference):
     """torch on the CPU, op by op: the interpreter of torch-cuda, for looking at it."""
 
-    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, residual-norm, rotary-attention, "
+    passes = ("fold, simplify, cse, qkv, swiglu, norm-silu, rotary-attention, "
               "fuse-sampling, dead-code")
     dtypes = ("f32", "f16", "bf16")
     needs: ClassVar[tuple[str, ...]] = ("torch==2.13.0",)

@@ -81,6 +81,16 @@ def residual_norm(t: Any, x: Any, y: Any, *affine: Any, eps: float) -> Any:
     return out.reshape(x.shape), total.reshape(x.shape)
 
 
+@takes_over("rms_norm")
+def rms_norm(t: Any, x: Any, *affine: Any, eps: float) -> Any:
+    d = x.shape[-1]
+    v = best("add_norm", x, n=x.numel() // d, d=d, has="weight") if len(affine) == 1 else None
+    if v is None:
+        return TORCH["rms_norm"](t, x, *affine, eps=eps)
+    out, _ = v(x.reshape(-1, d).contiguous(), kind="rms", eps=eps, weight=affine[0])
+    return out.reshape(x.shape)
+
+
 @takes_over("group_norm", "group_norm_silu")
 def group_norm(t: Any, x: Any, w: Any, b: Any, groups: int, eps: float, silu: bool = True) -> Any:
     n, c = x.shape[:2]
@@ -140,9 +150,7 @@ def decode_attention(t: Any, q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any
         found = best("flash_decode", q, r=q.shape[0], h=heads, g=kv_heads,
                      e=q.shape[2] // heads, slots=kc.shape[2], mask=mask, keep=bool(keep))
     if found is not None:
-        tables = (cos.float(), sin.float())
-        return found(q.contiguous(), k.contiguous(), v.contiguous(), kc, vc, past, *tables,
-                         interleaved=interleaved, **how)
+        return found(q, k, v, kc, vc, past, cos, sin, interleaved=interleaved, **how)
     kc = cache_append(t, kc, rope(t, k, cos, sin, past, kv_heads, interleaved), past)
     vc = cache_append(t, vc, v, past)
     turned = rope(t, q, cos, sin, past, heads, interleaved)
@@ -155,10 +163,12 @@ def decode_attention(t: Any, q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any
 
 def fused(g: Graph, nodes: Sequence[Node]) -> list[Fused]:
     """The nodes, those that one kernel is as one call where the last of them stands."""
+    from arcompile.targets import torch_products  # it calls what is here
+
     joined: dict[Node, Fused] = {}
     gone: set[Node] = set()
     for n in nodes:
-        for pattern in (_chain, _modulated, _feed):
+        for pattern in (_chain, _modulated, _feed, torch_products.pattern):
             found = pattern(g, n)
             if found is not None and not gone & {n, *found[1]}:
                 joined[n] = found[0]

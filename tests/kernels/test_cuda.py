@@ -78,15 +78,16 @@ def test_sums_of_a_block(probe):
 
 
 # Kernels in a source, and the registers they may use: by 32 two blocks of 1024 threads fit a
-# processor, by 80 six of 128, by 192 two of 128.
-BOUNDS = {"flash_decode": (15, 80), "group_norm_silu": (6, 48), "range_attention": (5, 192)}
+# processor, by 80 six of 128, by 128 two of 256, by 192 two of 128.
+BOUNDS = {"few_linear": (24, 128), "flash_decode": (15, 80), "group_norm_silu": (6, 48),
+          "range_attention": (5, 192)}
 
 
 @needs_nvcc
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("name", NAMES)
 def test_builds(name, arch):
-    """For three dtypes; nothing spills."""
+    """For the dtypes it takes; nothing spills."""
     found, (count, most) = cuda.resources(name, arch), BOUNDS.get(name, (3, 32))
     assert len(found) == count
     assert all(r["spilled"] == 0 and 0 < r["registers"] <= most for r in found.values()), found
@@ -102,13 +103,35 @@ def test_builds(name, arch):
     ("flash_decode", {"r": 1, "h": 2, "e": 64, "slots": 200, "kv": "int8"}),
     ("flash_decode", {"r": 1, "h": 1, "e": 128, "slots": 90, "kv": "int4", "interleaved": False}),
     ("group_norm_silu", {"n": 2, "c": 6, "groups": 2, "hw": 7000}),
+    ("few_linear", {"rows": 5, "k": 4304, "n": 6, "has": "up weight y"}),
+    ("few_linear", {"rows": 1, "k": 1288, "n": 37, "has": "y"}),
     ("add_norm", {"n": 2, "d": 96}), ("logits_chain", {"b": 2, "c": 1, "v": 300})])
 def test_real_heads_and_bf16(name, shape, dtype):
     """Several tiles of keys and sizes of heads beyond those of test_triton.py, and bf16, which
     Triton's interpreter does not take."""
     k = KERNELS[name]
-    found = check.check(k, list(k.versions.values())[-1], case(dtype, **shape))
+    last = list(k.versions.values())[-1]
+    if dtype not in last.dtypes:
+        pytest.skip(last.refusal(case(dtype, **shape)))
+    found = check.check(k, last, case(dtype, **shape))
     assert (found.reason, found.wrong) == ("", "")
+
+
+@needs_emulation
+@pytest.mark.parametrize("ways", [1, 2, 4, 8])
+def test_warps_that_share_a_row(ways):
+    """Of few_linear, whatever their number: rows shorter than a load of all lanes, and longer than
+    all that is on its way at once."""
+    k = KERNELS["few_linear"]
+    for size in (40, 2056, 5000):
+        given = k.inputs(case("f16", rows=2, k=size, n=11, has="up weight y"),
+                         np.random.default_rng(ways))
+        given = {n: v.astype(np.float16) if isinstance(v, np.ndarray) else v
+                 for n, v in given.items()}
+        want = k.reference(**{n: v.astype(np.float32) if isinstance(v, np.ndarray) else v
+                              for n, v in given.items()})
+        got = k.versions["v2"].run(**check.tensors(k, given, "f16", "cpu"), ways=ways)
+        assert check.compare(got, want, 2e-3)[1] == "", size
 
 
 def test_a_kernel_each():
@@ -133,6 +156,11 @@ def test_what_does_not_fit():
     assert "do not fit shared memory" in v.refusal(case(n=1, d=60_000))
     assert "do not fit shared memory" in KERNELS["logits_chain"].versions["v2"].refusal(
         case(b=1, c=1, v=60_000))
+    v = KERNELS["few_linear"].versions["v2"]
+    assert "9 rows, it takes 8" in v.refusal(case("f16", rows=9, k=8, n=1))
+    assert "its lanes read 8 at once" in v.refusal(case("f16", rows=1, k=20, n=1))
+    assert "do not fit shared memory" in v.refusal(case("f16", rows=8, k=8192, n=1))
+    assert v.refusal(case("bf16", rows=2, k=8192, n=1)) == ""
     v = KERNELS["flash_decode"].versions["v3"]
     assert "its lanes hold 8 numbers each" in v.refusal(case(r=1, h=1, e=20, slots=8))
     v = KERNELS["range_attention"].versions["v3"]

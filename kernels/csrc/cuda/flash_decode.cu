@@ -91,6 +91,8 @@ __global__ void __launch_bounds__(32 * WARPS)
 flash_decode(const T* q, const T* k, const T* v, long q_row, long kv_row, Cache<T, KV> kc,
              Cache<T, KV> vc, const int* past, Turn turn, T* out, float* part, int heads, int kv_heads,
              int slots, int chunk, float scale) {
+  arc_let_next();
+  arc_wait();
   ARC_SHARED(memory);
   float* const room = reinterpret_cast<float*>(memory);  // [WARPS,e+2]
   const int e = turn.e, lanes = lanes_of(e), teams = WARPS * 32 / lanes;
@@ -150,6 +152,8 @@ flash_decode(const T* q, const T* k, const T* v, long q_row, long kv_row, Cache<
 // The parts of a head joined: a block a head.
 template <class T>
 __global__ void join_parts(const float* part, T* out, int e, int splits) {
+  arc_let_next();
+  arc_wait();
   part += static_cast<long>(blockIdx.x) * splits * (e + 2);
   float most = NEVER, total = 0;
   for (int p = 0; p < splits; ++p) most = fmaxf(most, part[p * (e + 2) + e]);
@@ -190,13 +194,13 @@ int decode(const void* q, const void* k, const void* v, long q_row, long kv_row,
            void* ks, void* vs, const int* past, Turn turn, void* out, float* part, int r, int heads,
            int kv_heads, int slots, int splits, int chunk, float scale, void* stream) {
   const int room = WARPS * (turn.e + 2) * static_cast<int>(sizeof(float));
-  const int code = arc_launch(
+  const int code = arc_launch_early(
       flash_decode<T, KV>, dim3(r * heads, splits), 32 * WARPS, room, stream, (const T*)q, (const T*)k,
       (const T*)v, q_row, kv_row, Cache<T, KV>{kc, (float*)ks}, Cache<T, KV>{vc, (float*)vs}, past, turn,
       (T*)out, splits > 1 ? part : nullptr, heads, kv_heads, slots, chunk, scale);
   if (code || splits == 1) return code;
-  return arc_launch(join_parts<T>, dim3(r * heads), 64, 0, stream, (const float*)part, (T*)out, turn.e,
-                    splits);
+  return arc_launch_early(join_parts<T>, dim3(r * heads), 64, 0, stream, (const float*)part, (T*)out,
+                          turn.e, splits);
 }
 
 // table: the dtype of cos and sin. kv: what the caches hold, as integers where it is not 0, with scales
