@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 NATIVE = (".cc", ".cpp", ".h", ".hpp", ".cu", ".cuh")
-APART = ("limits", "block", "warm", "top_k")  # of a suite: what does not change its engine
+APART = ("limits", "top_k")  # of a suite: what does not change its engine
 
 
 def key(suite: Suite) -> str:

@@ -28,13 +28,14 @@ from typing import IO, Any
 
 import arcompile
 from arcompile.bench import built, machine, race, suites, sweeps, visits
+from arcompile.bench.peers import UNABLE
 from arcompile.errors import ArcError
 
 Say = Callable[[str], None]
 Row = dict[str, Any]
 LONGEST = 900.0  # seconds of a part
 KEPT = ("sides", "missing", "points", "axis", "quick", "time", "host")  # of a visit
-TURNS = 3  # rounds of a race, each visit
+TURNS = 2  # rounds of a race, each visit
 
 
 @dataclass(frozen=True)
@@ -185,13 +186,14 @@ def _measure(keep: Callable[[Row], None], quick: bool, peers: str, say: Say,
              ask: Callable[..., Told]) -> int:
     began, start = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
     was, cached, todo, done = machine.facts(), _cached(), parts(), list[Row]()
-    code = built.code()
+    code, lost = built.code(), dict[str, str]()
     for i, part in enumerate(todo, 1):
         say(f"{_clock(start)} {i}/{len(todo)} {part}")
         at = time.perf_counter()
         told = ask(part, quick, peers)
         for row in told.rows:
             keep({**(_visit(row) if part.again else row), "run": began})
+            lost |= _lost(row)
         done.append({"what": part.what, "again": part.again, "code": told.code,
                      "s": round(time.perf_counter() - at, 1), "rows": len(told.rows),
                      **({"why": told.why} if told.why else {})})
@@ -200,11 +202,20 @@ def _measure(keep: Callable[[Row], None], quick: bool, peers: str, say: Say,
     spent, bad = time.perf_counter() - start, [str(x["what"]) for x in done if x["code"]]
     keep({"suite": "all", "kind": "all", "run": began, "host": machine.host(), "quick": quick,
           "time": datetime.now(UTC).isoformat(timespec="seconds"), "s": round(spent, 1),
-          "arcompile": arcompile.__version__, "code": code, "complete": not bad and peers == "all",
-          "cached": cached, "parts": done, "machine": was})
+          "arcompile": arcompile.__version__, "code": code, "lost": lost,
+          "complete": not bad and not lost and peers == "all", "cached": cached,
+          "parts": done, "machine": was})
     say(f"{_clock(start)} all: {spent / 60:.1f} minutes; "
-        + (f"failed: {', '.join(bad)}" if bad else "every part ended well"))
+        + (f"failed: {', '.join(bad)}" if bad else "every part ended well")
+        + "".join(f"; without {name}: {why}" for name, why in lost.items())
+        + "; no whole run for want of them" * bool(lost))
     return max(int(x["code"]) for x in done)
+
+
+def _lost(row: Row) -> dict[str, str]:
+    """Of a race: the sides that could have been there, and why they were not."""
+    unable = UNABLE.get(str(row.get("family")), {})
+    return {k: why for k, why in row.get("missing", {}).items() if k not in unable}
 
 
 def _visit(row: Mapping[str, Any]) -> Row:

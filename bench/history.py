@@ -110,7 +110,7 @@ def against(one: str, other: str, turns: int = 8) -> dict[str, Any]:
 
         folder, _ = built.ready(suite, lambda text: None)
         sides[name] = race.Ours(load(folder), suite)
-        sides[name].begin(2)
+        sides[name].turn(2)
     if len(sides) < 2:
         raise ArcError(f"{one} against itself", hint="name two engines or suites")
     times = race._turns(sides, Bandwidth(), turns, lambda text: None)

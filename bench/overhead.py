@@ -1,19 +1,21 @@
 """What the bench adds to what it measures: `python -m arcompile.bench.overhead demo`, a row in
 results/agree.jsonl.
 
-Two things are compared by turns, in an order drawn anew for every pair, so that whatever the
-machine does from second to second is in both:
+None of its code runs while an engine draws: steps are timed by the engine's own clock. What is left
+is what the turns of other sides leave behind, in caches, in clocks and in sleeping threads. So two
+things are compared by turns, in an order drawn anew for every pair, so that whatever the machine
+does from second to second is in both: steps as the bench counts them, behind steps of the eager
+loop, a reading of memory and pauses; and the same steps of an engine that runs alone, right behind
+an image of its own.
 
-- `steps`: loops of a few steps by nobody's clock but ours, with the bench's watch on every step
-  and without. What the bench's own code costs.
-- `turns`: blocks of steps of one long loop, each after what the bench does between blocks (pauses,
-  a reading of memory) or straight after the block before. What being interrupted makes of the
-  steps that count. The eager loop's turn is left out: what it leaves in the caches is part of every
-  comparison with it.
+- `turns`: the median step of whole images, as suites have it, greedy and sampled.
+- `race`: that of the steps of a turn that the race of the peers counts.
+- `injected`: `race` with a wait of a given share of a step in each step of the measured side: a
+  measure that cannot see 5 % may not say 2.
+- `images`: seconds of whole pictures behind a reading of memory, and behind a pause alone.
 
 The ratio of a part is the median over its pairs, its interval a bootstrap over them (95 %, Efron
-1979). `injected` repeats `steps` with a wait of a given share of a step on the watched side: a
-measure that cannot see 5 % may not say 2.
+1979).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -33,11 +35,11 @@ from arcompile.bench import agree, built, fresh, machine, race, runner, suites
 from arcompile.bench.machine import PAUSE
 from arcompile.bench.spread import figure
 from arcompile.bench.suites import Suite
-from arcompile.runtime.engine import load
-from arcompile.runtime.loop import OnStep, Progress
+from arcompile.runtime.engine import Engine, load
 
 LIMIT, INJECTED = 1.02, 0.05
 DRAWS = 2000  # of the bootstrap
+OTHERS = 0.3  # seconds of the eager loop's steps
 BARE = """
 import sys
 sys.modules.update({"torch": None, "onnx": None})
@@ -75,77 +77,90 @@ def by_turns(measured: Callable[[], float], bare: Callable[[], float],
     return paired(*found)
 
 
-class Watched:
-    """A suite's loop as the bench runs it, and as nobody watches it."""
+class Slowed:
+    """An engine's models, each run of which takes a little longer."""
+
+    def __init__(self, models: Any, seconds: float):
+        self.of, self.seconds = models, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.of, name)
+
+    def runner(self) -> Any:
+        made = self.of.runner()
+        run = made.run
+
+        def slower(*args: Any) -> Any:
+            end = time.perf_counter() + self.seconds
+            while time.perf_counter() < end:
+                pass
+            return run(*args)
+
+        made.run = slower
+        return made
+
+
+class Compared:
+    """A suite's engine behind others' turns, and alone."""
 
     def __init__(self, suite: Suite):
         self.suite, self.engine = suite, load(built.ready(suite, print)[0])
-        self.bench = runner.Bench(replace(suite, alone=True), self.engine, True,
-                                   lambda text: None)
+        self.bench = runner.Bench(suite, self.engine, False,
+                                  lambda text: None)
+        self.bench.warm_up()
 
-    def loop(self, steps: int, on_step: OnStep | None) -> float:
-        """Seconds of the steps of one short loop, by a clock around it; its prompt taken off."""
-        short = self.bench._short(steps)
-        start = time.perf_counter()
-        out = short.generate(self.bench.cond, guidance=self.suite.guidance, temperature=0,
-                             top_k=0, on_step=on_step)
-        return time.perf_counter() - start - float(out.timings["prompt"])
-
-    def steps(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
-        """With the bench's watch and without; share: of a step, what its watch waits besides."""
-        count = self.suite.block - 1  # no block ends
-        watch = self.bench.watch(runner.Turns(), len(self.engine.program.steps))
-        least = min(self.loop(count, None) for _ in range(5)) / count
-
-        def waits(p: Progress) -> None:
-            end = time.perf_counter() + share * least
-            while time.perf_counter() < end:
-                pass
-            watch(p)
-
-        on_step = waits if share else watch
-        return {"steps": count, **by_turns(lambda: self.loop(count, on_step),
-                                           lambda: self.loop(count, None), seconds)}
-
-    def turns(self, seconds: float) -> dict[str, Any]:
-        """Blocks that begin as the bench begins them, and blocks that just go on."""
-        end, draw = time.perf_counter() + seconds, np.random.default_rng(1)
-        found: tuple[list[float], list[float]] = ([], [])
-        while time.perf_counter() < end or len(found[0]) < 2:
-            self._blocks(draw, found)
-        return {"steps": self.suite.block - self.suite.warm, **paired(*found)}
-
-    def _blocks(self, draw: np.random.Generator, found: tuple[list[float], list[float]]) -> None:
-        """One whole loop: its first block is nobody's, then two by two in an order drawn anew."""
-        block, steps = self.suite.block, len(self.engine.program.steps)
-        watch = self.bench.watch(runner.Turns(), steps)
-        order = np.concatenate([draw.permutation(2) for _ in range((steps // block - 1) // 2)])
-
-        def on_step(p: Progress) -> None:
-            if p.step % block == 0 and p.step // block <= len(order) and (
-                    order[p.step // block - 1] == 0):
-                watch(p)
-
-        out = self.engine.generate(self.bench.cond, guidance=self.suite.guidance, temperature=0,
-                                   top_k=0, on_step=on_step)
-        for i, side in enumerate(order, 1):
-            spent = out.timings["steps"][i * block + self.suite.warm : (i + 1) * block]
-            found[side].append(float(np.median(spent)))
-
-    def race(self, pictures: int) -> dict[str, Any]:
-        """A step as the race of the peers sees it, against the engine's own clock of that step."""
-        ours, seen, own = race.Ours(self.engine, self.suite), list[float](), list[float]()
-        for _ in range(pictures):
-            ours.begin(0)
-            outer = []
+    def others(self) -> None:
+        """What the machine did before a side's turn: steps of the eager loop, and reading."""
+        b = self.bench
+        if b.eager is not None:
+            b.eager.begin(b.cond, self.suite.guidance, 0.0, 0)
+            end = time.perf_counter() + OTHERS
             for _ in self.engine.program.steps:
-                start = time.perf_counter()
-                ours.step()
-                outer.append(time.perf_counter() - start)
-            ours.end()
-            seen += outer[1:]
-            own += ours.spent[1:]
-        return paired(seen, own)
+                b.eager.step()
+                if time.perf_counter() > end:
+                    break
+            time.sleep(PAUSE)
+        b.bandwidth.measure()
+
+    def image(self, engine: Engine, sampled: bool) -> list[float]:
+        """Seconds of each step."""
+        how = {"temperature": 1.0, "top_k": self.suite.top_k} if sampled else {"temperature": 0}
+        out = engine.generate(self.bench.cond, guidance=self.suite.guidance, **how)
+        return list(out.timings["steps"])
+
+    def turns(self, seconds: float, sampled: bool) -> dict[str, Any]:
+        engine = runner.short(self.engine)
+
+        def alone() -> float:
+            return float(np.median(self.image(engine, sampled)))
+
+        return {"steps": len(engine.program.steps), **self._behind(alone, alone, seconds)}
+
+    def race(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
+        """share: of a step, what each takes longer on the measured side."""
+        engine = runner.short(self.engine, race.STEPS)
+
+        def step(engine: Engine) -> float:
+            return float(np.median(race.counted(self.image(engine, True))))
+
+        slow = copy(engine)
+        if share:
+            calls = len(engine.program.steps[-1].calls)
+            slow.__dict__["models"] = Slowed(engine.models, share * step(engine) / calls)
+        return {"steps": len(race.counted(range(race.STEPS))), "left_out": race.WARM,
+                **self._behind(lambda: step(slow), lambda: step(engine), seconds)}
+
+    def _behind(self, measured: Callable[[], float], alone: Callable[[], float],
+                seconds: float) -> dict[str, Any]:
+        def counted() -> float:
+            self.others()
+            return measured()
+
+        def bare() -> float:
+            alone()
+            return alone()
+
+        return by_turns(counted, bare, seconds)
 
     def images(self, seconds: float) -> dict[str, Any]:
         """Whole pictures after a pause: with a reading of memory in it, as the bench draws them,
@@ -165,22 +180,6 @@ class Watched:
         return {**by_turns(drawn(self.bench.bandwidth.measure), rested, seconds),
                 "in_a_row": by_turns(second, rested, seconds / 2)}
 
-    def processor(self, calls: int = 100_000) -> dict[str, Any]:
-        """Nanoseconds of processor time: of the bench's watch of a step, and of a step."""
-        watch = self.bench.watch(runner.Turns(), 0)
-        p = Progress(1, 2, np.zeros((1, 1), np.int64), lambda: None)  # type: ignore[arg-type,return-value]
-        start = time.process_time()
-        for _ in range(calls):
-            watch(p)
-        own = (time.process_time() - start) / calls
-        count = self.suite.block - 1
-        start = time.process_time()
-        for _ in range(10):
-            self.loop(count, None)
-        step = (time.process_time() - start) / 10 / count
-        return {"watch_ns": figure(own * 1e9), "step_ns": figure(step * 1e9),
-                "share": figure(own / step)}
-
     def memory(self, turns: int = 3) -> dict[str, Any]:
         """Peak of the fresh process that the bench reports, and of one without the bench."""
         s, folder = self.suite, str(self.engine.folder)
@@ -194,31 +193,29 @@ class Watched:
         return {"bytes": [max(found[0]), max(found[1])], **paired(*found)}
 
 
-PARTS: dict[str, Callable[[Watched, float], dict[str, Any]]] = {
-    "steps": lambda w, s: w.steps(s),
-    "injected": lambda w, s: w.steps(s, INJECTED),
-    "turns": lambda w, s: w.turns(3 * s),
-    "race": lambda w, s: w.race(2),
-    "images": lambda w, s: w.images(s),
-    "processor": lambda w, s: w.processor(),
-    "memory": lambda w, s: w.memory(),
+PARTS: dict[str, Callable[[Compared, float], dict[str, Any]]] = {
+    "turns": lambda c, s: c.turns(s, False),
+    "sampled": lambda c, s: c.turns(s, True),
+    "race": lambda c, s: c.race(s),
+    "injected": lambda c, s: c.race(s, INJECTED),
+    "images": lambda c, s: c.images(s),
+    "memory": lambda c, s: c.memory(),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("suite", nargs="?", default="demo")
-    parser.add_argument("--parts", help="with commas; all, and `race` of what is raced")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of a part; of turns 3 x it")
+    parser.add_argument("--parts", help=f"with commas; {', '.join(PARTS)}: all")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of a part")
     parser.add_argument("--dry", action="store_true", help="keep no row")
     told = parser.parse_args()
     suite = suites.find(told.suite)
-    watched, load_before = Watched(suite), machine.load()
-    raced = any(suite.name.startswith(name) for name in race.SUITES)
-    parts = told.parts.split(",") if told.parts else [p for p in PARTS if p != "race" or raced]
-    found = {name: PARTS[name](watched, told.seconds) for name in parts}
+    compared, load_before = Compared(suite), machine.load()
+    parts = told.parts.split(",") if told.parts else [*PARTS]
+    found = {name: PARTS[name](compared, told.seconds) for name in parts}
     row = {"suite": f"overhead-{suite.name}", "kind": "overhead", "pause_s": PAUSE,
-           "block": suite.block, "limit": LIMIT, "injected_share": INJECTED,
+           "others_s": OTHERS, "limit": LIMIT, "injected_share": INJECTED,
            "load_before": load_before, "parts": found}
     agree.keep(row, told.dry)
     print(json.dumps(found, indent=1))

@@ -8,6 +8,7 @@ kept in the cache; a peer that is not installed, or fails, is named with the rea
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,29 @@ ROWS = 2  # of the network: an image and its twin
 
 
 class Peer(Protocol):
-    def begin(self, position: int) -> None:
-        """Be ready for the step at this position: caches as long as that."""
+    def turn(self, steps: int) -> list[float]:
+        """Begin an image anew: seconds of each of its first steps, less where it has less. A
+        step is transformer and logits; guidance and sampling where the peer has them."""
+
+
+class Stepped:
+    """A peer that is called once a step."""
+
+    def begin(self) -> None:
+        """Be ready for the first step of an image."""
+        raise NotImplementedError
 
     def step(self) -> None:
-        """One pass: transformer and logits; guidance and sampling where the peer has them."""
+        raise NotImplementedError
+
+    def turn(self, steps: int) -> list[float]:
+        self.begin()
+        spent = []
+        for _ in range(steps):
+            start = time.perf_counter()
+            self.step()
+            spent.append(time.perf_counter() - start)
+        return spent
 
 
 @dataclass(frozen=True)
@@ -77,9 +96,7 @@ def ready(kind: Kind, suite: Any, home: Path) -> tuple[Peer | None, str]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         peer = kind.make(suite, folder)
-        peer.begin(8)
-        for _ in range(3):  # compilers that wait for the first call
-            peer.step()
+        peer.turn(3)  # compilers wait for the first call
     except ImportError as e:
         return None, f"{e.name or e} is not installed"
     except Exception as e:  # of whatever kind: a peer's failure is a result

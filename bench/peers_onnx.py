@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from arcompile.bench.machine import cores
-from arcompile.bench.peers import ROWS, Kind
+from arcompile.bench.peers import ROWS, Kind, Stepped
 from arcompile.bench.peers_torch import transformer
 from arcompile.models.llamagen import Config
 
@@ -76,7 +76,7 @@ def exported(suite: Any, folder: Path) -> tuple[Path, Any]:
     return path, gpt
 
 
-class Exported:
+class Exported(Stepped):
     """The file in ONNX Runtime, caches bound by reference, outputs reused as inputs."""
 
     def __init__(self, suite: Any, folder: Path):
@@ -97,8 +97,8 @@ class Exported:
     def _own(self, x: Any) -> Any:
         return self.ort.OrtValue.ortvalue_from_numpy(x, "cpu", 0)
 
-    def begin(self, position: int) -> None:
-        self.at = position
+    def begin(self) -> None:
+        self.at = 0
 
     def step(self) -> None:
         at = [min(self.at, self.gpt.causal_mask.shape[-1] - 1)]
@@ -144,7 +144,7 @@ def llama(c: Config, folder: Path) -> Path:
     return path
 
 
-class GenAI:
+class GenAI(Stepped):
     """Its builder's model on the CPU, two rows, greedy; no guidance, which it has not."""
 
     def __init__(self, suite: Any, folder: Path, precision: str):
@@ -160,11 +160,11 @@ class GenAI:
                 builder.create_model(*told, **builder.parse_extra_options(*told, []))
         self.og, self.model = og, og.Model(str(built))
 
-    def begin(self, position: int) -> None:
+    def begin(self) -> None:
         how = self.og.GeneratorParams(self.model)
         how.set_search_options(max_length=400, batch_size=ROWS, do_sample=False)
         self.run = self.og.Generator(self.model, how)
-        self.run.append_tokens(np.ones((ROWS, max(position, 1)), np.int32))
+        self.run.append_tokens(np.ones((ROWS, 1), np.int32))
 
     def step(self) -> None:
         self.run.generate_next_token()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from arcompile.bench.eager_llamagen import Transformer, rotate
 from arcompile.bench.machine import cores
-from arcompile.bench.peers import ROWS, Kind
+from arcompile.bench.peers import ROWS, Kind, Stepped
 from arcompile.bench.peers_torch import transformer
 
 FILE = "step.xml"
@@ -84,7 +84,7 @@ def compressed(path: Path, folder: Path) -> Path:
     return made
 
 
-class OpenVINO:
+class OpenVINO(Stepped):
     def __init__(self, suite: Any, folder: Path, kind: str):
         import openvino as ov
 
@@ -101,11 +101,9 @@ class OpenVINO:
                "INFERENCE_PRECISION_HINT": "bf16" if kind == "bf16" else "f32"}
         self.request = ov.Core().compile_model(model, "CPU", how).create_infer_request()
 
-    def begin(self, position: int) -> None:
+    def begin(self) -> None:
         self.request.reset_state()
-        for self.at in range(position):
-            self.step()
-        self.at = position
+        self.at = 0
 
     def step(self) -> None:
         at = min(self.at, len(self.freqs) - 1)

@@ -10,7 +10,7 @@ import torch
 from arcompile.bench import suites
 from arcompile.bench.eager_llamagen import LlamaGen, Transformer
 from arcompile.bench.eager_vq import tensors
-from arcompile.bench.peers import Kind
+from arcompile.bench.peers import Kind, Stepped
 from arcompile.models.llamagen import config
 
 _HELD: dict[str, tuple[Any, dict[str, Any]]] = {}  # suite -> sizes and weights, made once
@@ -30,7 +30,7 @@ def transformer(suite: Any, dtype: torch.dtype = torch.float32) -> Transformer:
     return gpt.eval().to(dtype)
 
 
-class Eager:
+class Eager(Stepped):
     """generate.py's loop: guidance and sampling included."""
 
     def __init__(self, suite: Any, dtype: torch.dtype, compiled: bool):
@@ -39,10 +39,10 @@ class Eager:
         if compiled:
             gpt.forward = torch.compile(gpt.forward, dynamic=False)  # type: ignore[method-assign]
 
-    def begin(self, position: int) -> None:
+    def begin(self) -> None:
         self.loop.begin([1], self.suite.guidance, 1.0, self.suite.top_k)
         self.loop.x = self.loop.gpt.tok_embeddings(torch.zeros((2, 1), dtype=torch.int64))
-        self.loop.at = torch.tensor([position])
+        self.loop.at = torch.tensor([0])
 
     def step(self) -> None:
         self.loop.step()

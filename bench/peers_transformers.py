@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import time
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,20 +17,18 @@ BOS, BOI, PROMPT = 1, 2, 32  # ids of a prompt
 
 
 class Stop(Exception):
-    """Ends a run of `generate` that nobody waits for."""
+    """Ends a run of `generate` after the steps that are asked for."""
 
 
-class Turns:
-    """A logits processor that waits for its turn: one token a step of the race."""
+class Clock:
+    """A logits processor that looks at the clock for every token."""
 
-    def __init__(self) -> None:
-        self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
-        self.over = False
+    def __init__(self, steps: int):
+        self.steps, self.times = steps, list[float]()
 
     def __call__(self, ids: Any, scores: Any) -> Any:
-        self.did.release()
-        self.go.acquire()
-        if self.over:
+        self.times.append(time.perf_counter())
+        if len(self.times) > self.steps:
             raise Stop
         return scores
 
@@ -60,7 +60,7 @@ def janus(c: Config, dtype: torch.dtype) -> Any:
 
 
 class Janus:
-    """generate(generation_mode="image"), stopped after every token to let others have a turn."""
+    """generate(generation_mode="image"), timed from one token's logits to the next one's."""
 
     def __init__(self, suite: Any, dtype: torch.dtype):
         source = suites.source(suite)
@@ -68,55 +68,23 @@ class Janus:
         text = type(own)(own.source, {k: e for k, e in own.items() if not k.startswith("vq.")})
         self.suite = suite
         self.model = janus(config(text, Facts(source), {}), dtype)
-        self.run: threading.Thread | None = None
 
-    def begin(self, position: int) -> None:
-        self.end()
-        self.turns, self.failed, self.drawn = Turns(), "", False
-        self.run = threading.Thread(target=self._draw, daemon=True)
-        self.run.start()
-        self._wait()
-        for _ in range(position):
-            self.step()
-
-    def _draw(self) -> None:
+    def turn(self, steps: int) -> list[float]:
+        clock = Clock(steps)
         words = torch.randint(3, 40, (1, PROMPT - 2), generator=torch.Generator().manual_seed(0))
         ids = torch.cat((torch.tensor([[BOS]]), words, torch.tensor([[BOI]])), 1)
-        try:
-            with torch.inference_mode():
-                self.model.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image",
-                    do_sample=True, top_k=self.suite.top_k or None, use_cache=True,
-                    guidance_scale=self.suite.guidance, logits_processor=self._processors())
-        except Stop:
-            return
-        except Exception as e:  # of whatever kind: a peer's failure is a result
-            self.failed = f"{type(e).__name__}: {e}"
-        self.drawn = True
-        self.turns.did.release()
+        with contextlib.suppress(Stop), torch.inference_mode():
+            self.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_mode="image",
+                do_sample=True, top_k=self.suite.top_k or None, use_cache=True,
+                guidance_scale=self.suite.guidance, logits_processor=_processors(clock))
+        return [b - a for a, b in pairwise(clock.times)]
 
-    def _processors(self) -> Any:
-        from transformers import LogitsProcessorList
 
-        return LogitsProcessorList([self.turns])
+def _processors(clock: Clock) -> Any:
+    from transformers import LogitsProcessorList
 
-    def _wait(self) -> None:
-        self.turns.did.acquire()
-        if self.failed:
-            raise RuntimeError(self.failed)
-
-    def step(self) -> None:
-        """From one token's logits to the next one's."""
-        if self.drawn:  # the picture is whole: another one
-            self.begin(0)
-        self.turns.go.release()
-        self._wait()
-
-    def end(self) -> None:
-        if self.run is not None and self.run.is_alive():
-            self.turns.over = True
-            self.turns.go.release()
-            self.run.join()
+    return LogitsProcessorList([clock])
 
 
 SAYS = ("transformers' own Janus, generate(generation_mode='image') with its static cache, "

@@ -1,8 +1,12 @@
-"""Engines and peers in one run, a few steps each by turns: `arcompile bench peers`."""
+"""Engines and peers in one run, the first steps of an image each by turns: `arcompile bench peers`.
+
+Whole images of every peer would take an hour. A turn begins an image anew, and no step of it
+follows a turn of others but the first: of those behind it, so many are left out as feel it
+(`python -m arcompile.bench.overhead llamagen-B-int8`).
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -13,19 +17,19 @@ import arcompile
 from arcompile.bench import built, machine, suites
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.peers import UNABLE, Kind, Peer, ready
-from arcompile.bench.runner import Say, _needs
+from arcompile.bench.runner import Say, _needs, short
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
-TURNS, QUICK, BLOCK, WARM = 8, 3, 16, 8  # rounds; of a quick race; steps of a round, not counted
+TURNS, QUICK = 4, 2  # rounds; of a quick race
+STEPS, WARM = 48, 16  # of a turn; the first of them, not counted
 SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {
-    "interleaved": "{} rounds; in each every side runs "
-                   f"{BLOCK} steps at the same positions, the first {WARM} of them not counted, "
-                   f"with {PAUSE} s between",
+    "interleaved": f"{{}} rounds; in each every side runs the first {STEPS} steps of an image, "
+                   f"{WARM} of them not counted, with {PAUSE} s between",
     "step": "one step of the decode loop for an image and its unconditional twin; ours and torch's "
             "include guidance, sampling and host work, the others stop at the logits",
     "ratio": "peer / arcompile f32, round by round",
@@ -34,54 +38,17 @@ SETTINGS = {
 
 
 class Ours:
-    """An engine that stops after every step, to let others have the machine."""
+    """An engine as a side of the race."""
 
     def __init__(self, engine: Engine, suite: Suite):
         self.engine, self.suite = engine, suite
-        self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
-        self.run: threading.Thread | None = None
-        self.over, self.drawn, self.failed = False, False, ""
-        self.spent: list[float] = []  # of the last run's steps, by the engine's own clock
 
-    def begin(self, position: int) -> None:
-        self.end()
-        self.over = self.drawn = False
-        self.run = threading.Thread(target=self._draw, daemon=True)
-        self.run.start()
-        for _ in range(position):
-            self.step()
-
-    def _draw(self) -> None:
-        def on_step(p: Any) -> bool:
-            self.did.release()
-            self.go.acquire()
-            return not self.over
-
-        self.go.acquire()
-        try:
-            out = self.engine.generate(suites.condition(self.engine.manifest["info"], 1),
-                                       guidance=self.suite.guidance, top_k=self.suite.top_k,
-                                       on_step=on_step)
-            self.spent = out.timings["steps"]
-        except ArcError as e:
-            self.failed = e.what
-        self.drawn = True
-        self.did.release()
-
-    def step(self) -> None:
-        if self.drawn:  # the picture is whole: another one
-            self.begin(0)
-        self.go.release()
-        self.did.acquire()
-        if self.failed:
-            raise ArcError(self.failed)
-
-    def end(self) -> None:
-        if self.run is not None and self.run.is_alive():
-            self.over = True
-            self.go.release()
-            self.run.join()
-        self.go, self.did = threading.Semaphore(0), threading.Semaphore(0)
+    def turn(self, steps: int) -> list[float]:
+        """By the engine's own clock. Raises ArcError."""
+        out = short(self.engine, steps).generate(
+            suites.condition(self.engine.manifest["info"], 1), guidance=self.suite.guidance,
+            top_k=self.suite.top_k)
+        return list(out.timings["steps"])
 
 
 def race(suite: Suite, kinds: Sequence[Kind], home: Path, say: Say = lambda text: None,
@@ -138,7 +105,7 @@ def ours(suite: Suite, passes: str, say: Say) -> Ours:
     """An engine of the suite, or of the suite of the same name with these passes."""
     folder, _ = built.ready(suites.find(_named(suite, passes)), say)
     made = Ours(load(folder), suite)
-    made.begin(3)
+    made.turn(3)
     return made
 
 
@@ -150,23 +117,18 @@ def _turns(sides: Mapping[str, Peer], bandwidth: Bandwidth, turns: int,
            say: Say) -> dict[str, list[list[float]]]:
     """Seconds of the steps that count, by side and round."""
     times: dict[str, list[list[float]]] = {name: [] for name in sides}
-    for peer in sides.values():
-        peer.begin(0)
     for i in range(turns):
         say(f"round {i + 1} of {turns}")
         bandwidth.measure()
         for name, peer in sides.items():
             time.sleep(PAUSE)
-            spent = []
-            for _ in range(BLOCK):
-                start = time.perf_counter()
-                peer.step()
-                spent.append(time.perf_counter() - start)
-            times[name].append(spent[WARM:])
-    for peer in sides.values():
-        if hasattr(peer, "end"):
-            peer.end()
+            times[name].append(counted(peer.turn(STEPS)))
     return times
+
+
+def counted(spent: Sequence[float]) -> Sequence[float]:
+    """The steps of a turn that count: all of a loop that is shorter than a turn."""
+    return spent[WARM:] if len(spent) >= STEPS else spent
 
 
 def _medians(turns: Sequence[Sequence[float]]) -> list[float]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -17,25 +16,25 @@ from arcompile.bench import built, fresh, machine, suites, visits
 from arcompile.bench.machine import PAUSE, Bandwidth
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
+from arcompile.bench.visits import Turns
 from arcompile.cost import Cost, program_cost
 from arcompile.errors import MACHINE, ArcError
 from arcompile.program_text import parse_program
 from arcompile.runtime.engine import Engine, load
-from arcompile.runtime.loop import Progress
 
 Say = Callable[[str], None]
 QUICK = 32  # steps of a quick run
-SAMPLED = 64  # steps of the run that samples; its law does not depend on the position
 SETTINGS = {
-    "interleaved": "a turn of `block` engine steps, a reading of memory, a turn of eager steps, "
-                   f"with {PAUSE} s between",
-    "warm_up": "one whole run of each side before; the first `warm` steps of each turn",
+    "interleaved": "a reading of memory, all steps of an image by the engine, all by the eager "
+                   f"loop, and again; {PAUSE} s between. No step is left out",
+    "warm_up": f"{QUICK} steps of each side before",
     "step": "one pass of the loop: transformer, guidance, sampling, next input; host work too",
     "image": "Engine.generate from the call to the uint8 picture; no PNG",
     "percent_of_read": "weight bytes that a step reads / its median time / best reading of memory; "
                        "caches and activations are not counted",
     "floor": "weight bytes that a step reads / best reading of memory in this run; with_caches: "
-             "and what its caches hold, as the cost model counts them, by the reading of the turn",
+             "and what its caches hold, as the cost model counts them; pairs: by the reading just "
+             "before the image",
     "eager": "the loop of the family's authors in plain torch, same weights, same threads",
     "run_memory": "a fresh process without torch, two pictures; weights: those of the graphs that "
                   "run, each once",
@@ -47,8 +46,8 @@ def measure(suite: Suite, *, quick: bool = False, say: Say = lambda text: None,
             scenarios: bool = False, brief: bool = False) -> dict[str, Any]:
     """Everything about one suite, as one row. Raises ArcError.
 
-    brief: as the first of many visits, with one whole image, few sampled steps, and the eager
-    loop's memory only of a suite without passes, as it is the same with them.
+    brief: as the first of many visits, with one image of each kind, and the eager loop's memory
+    only of a suite without passes, as it is the same with them.
     """
     _needs()
     folder, build = built.ready(suite, say)
@@ -74,29 +73,6 @@ def _needs() -> None:
         raise ArcError(f"bench needs {e.name}, which is not installed", code=MACHINE,
                        hint="pip install 'arcompile[build]'") from None
     torch.set_num_threads(machine.cores())
-
-
-@dataclass
-class Turns:
-    """What an interleaved run timed: for each turn the steps that count, and memory between."""
-
-    at: list[int] = field(default_factory=list)  # the step of each entry below
-    engine: list[float] = field(default_factory=list)
-    eager: list[float] = field(default_factory=list)
-    turns: list[slice] = field(default_factory=list)
-    read: list[float] = field(default_factory=list)  # GB/s, one for each turn
-    tokens: list[Any] = field(default_factory=list)  # the eager loop's
-
-    def add(self, at: range, eager: Sequence[float], read: float) -> None:
-        if not at:
-            return
-        self.turns.append(slice(len(self.at), len(self.at) + len(at)))
-        self.at += at
-        self.eager += eager
-        self.read.append(read)
-
-    def medians(self, side: Sequence[float]) -> list[float]:
-        return [float(np.median(side[t])) for t in self.turns]
 
 
 class Bench:
@@ -143,113 +119,74 @@ class Bench:
             "weights": "the shipped demo's" if s.checkpoint else "the engine's" if s.engine
             else "random",
             "positions": self.engine.program.positions, "steps": len(self.engine.program.steps),
-            "block": s.block, "warm": s.warm, "settings": SETTINGS,
+            "settings": SETTINGS,
         }
 
     # --- speed ---
 
     def speed(self) -> dict[str, Any]:
         self.warm_up()
-        self.say("steps, greedy")
-        program = self._short(QUICK) if self.quick else self.engine
-        greedy, output = self.interleave(program, 0.0, 0)
-        found: dict[str, Any] = {
-            "greedy": self._steps(greedy), "tokens": self._tokens(greedy, output),
-            "prompt_ms": figure(output.timings["prompt"] * 1e3),
-        }
-        found["sampled"] = self.sampled()
+        greedy = visits.draw([self])
+        sampled = visits.draw([self], sampled=True)
+        best = min(greedy.engine[self.suite.name], key=lambda r: r.s)
+        found: dict[str, Any] = {"tokens": self._tokens(greedy),
+                                 "prompt_ms": figure(best.prompt * 1e3)}
         if not self.quick:
-            found["image"] = visits.images([self], 1 if self.brief else 2)[self.suite.name]
-        self.bandwidth.measure(3)
-        found["machine"] = {**self.machine, "read_gbps": self.bandwidth.row(),
-                            "gemm_gflops": machine.gemm()}
-        for name in ("greedy", "sampled"):  # only now is the best reading known
-            self.add_floor(found[name])
-        found["series"] = {"step": greedy.at, "engine_ms": _ms(greedy.engine),
-                           "eager_ms": _ms(greedy.eager)}
-        return found
+            found["image"] = visits.image(self, greedy)
+        self.bandwidth.measure(3)  # only now is the best reading known
+        eager = min(greedy.eager, key=lambda e: e.s).steps if greedy.eager else []
+        return {
+            "greedy": self.steps(greedy), "sampled": self.sampled(sampled), **found,
+            "machine": {**self.machine, "read_gbps": self.bandwidth.row(),
+                        "gemm_gflops": machine.gemm()},
+            "series": {"step": [*range(len(best.steps))], "engine_ms": _ms(best.steps),
+                       "eager_ms": _ms(eager)}}
+
+    @property
+    def least(self) -> int:
+        """Images of each side in one run."""
+        return 1 if self.quick or self.brief else 2
+
+    def asked(self, finish: bool) -> Engine:
+        """The engine as a turn runs it: all steps and the decoder, or less of both."""
+        return short(self.engine, QUICK, False) if self.quick else (
+            self.engine if finish else short(self.engine))
 
     def warm_up(self) -> None:
+        """Some steps of each side, and both decoders."""
         self.say("warming up")
-        few = self._short(min(2 * self.suite.block, QUICK), finish=not self.quick)
-        self.interleave(few, 0.0, 0, warm=True)
-
-    def sampled(self) -> dict[str, Any]:
-        self.say("steps, sampled")
-        steps = QUICK if self.quick or self.brief else SAMPLED
-        turns, _ = self.interleave(self._short(steps), 1.0, self.suite.top_k)
-        return {"top_k": self.suite.top_k, **self._steps(turns)}
-
-    def _short(self, steps: int, finish: bool = False) -> Engine:
-        """The engine, stopping after so many steps."""
-        cut, p = copy(self.engine), self.engine.program
-        cut.program = replace(p, steps=p.steps[:steps], finish=p.finish if finish else ())
-        return cut
-
-    def interleave(self, engine: Engine, temperature: float, top_k: int,
-                   warm: bool = False) -> tuple[Turns, Any]:
-        """One run of the engine that stops every `block` steps for the eager loop's turn."""
-        turns, steps = Turns(), len(engine.program.steps)
-        if self.eager is not None:
-            self.eager.begin(self.cond, self.suite.guidance, temperature, top_k)
-        output = engine.generate(self.cond, guidance=self.suite.guidance, temperature=temperature,
-                                 top_k=top_k, on_step=self.watch(turns, steps, warm))
-        turns.engine = [output.timings["steps"][i] for i in turns.at]
-        if warm and self.eager is not None and output.pixels is not None:
-            self.eager.finish(_zeros(output.tokens.shape))
-        return turns, output
-
-    def watch(self, turns: Turns, steps: int, dry: bool = False) -> Callable[[Progress], None]:
-        """What the bench does after each step: nothing, or at the end of a block the eager loop's
-        turn and a reading of memory."""
-        block, warm = self.suite.block, self.suite.warm
-
-        def on_step(p: Progress) -> None:
-            if p.step % block and p.step != steps:
-                return
-            first = (p.step - 1) // block * block
-            time.sleep(PAUSE)
-            read = 0.0 if dry else self.bandwidth.measure()
-            spent = self._eager_turn(turns, p.step - first)
-            turns.add(range(first + warm, p.step), spent[warm:], read)
-            time.sleep(PAUSE)
-
-        return on_step
-
-    def _eager_turn(self, turns: Turns, steps: int) -> list[float]:
+        few, guidance = short(self.engine, QUICK, finish=not self.quick), self.suite.guidance
+        out = few.generate(self.cond, guidance=guidance, temperature=0)
         if self.eager is None:
-            return []
-        spent = []
-        for _ in range(steps):
-            start = time.perf_counter()
-            turns.tokens.append(self.eager.step())
-            spent.append(time.perf_counter() - start)
-        return spent
+            return
+        self.eager.begin(self.cond, guidance, 0.0, 0)
+        for _ in few.program.steps:
+            self.eager.step()
+        if out.pixels is not None:
+            self.eager.finish(_zeros(out.tokens.shape))
 
-    def _steps(self, t: Turns) -> dict[str, Any]:
-        """Step latency of both sides, tokens a second, and eager / engine pair by pair."""
-        found: dict[str, Any] = {"engine": summary(t.engine)}
-        committed = self.engine.program.positions / len(self.engine.program.steps)
-        each = self.suite.batch * committed
-        found["tokens_per_s"] = figure(each / float(np.median(t.engine)))
-        turns = zip(t.medians(t.engine), t.read, strict=True)
-        caches = t.medians([self.costs[i].cache for i in t.at])
-        least = [(self.reads.step, self.reads.step + c) for c in caches]  # bytes
-        found["read_pairs"] = [[s * gbps * 1e9 / n for n in both]
-                               for (s, gbps), both in zip(turns, least, strict=True)]
-        if self.eager is not None:
-            found["eager"] = summary(t.eager)
-            found["eager_tokens_per_s"] = figure(each / float(np.median(t.eager)))
-            found["eager_vs_engine"] = compare(t.medians(t.eager), t.medians(t.engine))
-        return found
+    def sampled(self, turns: Turns) -> dict[str, Any]:
+        return {"top_k": self.suite.top_k, **self.steps(turns)}
 
-    def add_floor(self, steps: dict[str, Any]) -> None:
-        """Against the time it takes to read a step's weights once, by the best reading so far;
-        pair by pair also to read them and what the caches hold at that step."""
-        engine, pairs = steps["engine"], steps.pop("read_pairs")
-        alone, caches = ([p[i] for p in pairs] for i in range(2))
+    def steps(self, turns: Turns) -> dict[str, Any]:
+        """Step latency of both sides, tokens a second, eager / engine image by image, and the
+        engine against memory."""
+        runs, eager = turns.engine[self.suite.name], turns.eager
+        found: dict[str, Any] = {"engine": summary([x for r in runs for x in r.steps])}
+        each = self.suite.batch * self.engine.program.positions / len(self.engine.program.steps)
+        found["tokens_per_s"] = figure(1e3 * each / found["engine"]["median"])
+        if eager:
+            found["eager"] = summary([x for e in eager for x in e.steps])
+            found["eager_tokens_per_s"] = figure(1e3 * each / found["eager"]["median"])
+            found["eager_vs_engine"] = compare([e.median for e in eager], [r.median for r in runs])
+        return {**found, **self._floor(found["engine"], visits.floors(self, runs))}
+
+    def _floor(self, engine: Mapping[str, Any],
+               pairs: Sequence[tuple[float, float]]) -> dict[str, Any]:
+        """Against the time it takes to read a step's weights once, by the best reading so far."""
+        alone, caches = zip(*pairs, strict=True)
         floor = self.reads.step / self.bandwidth.best / 1e6  # ms
-        steps |= {
+        return {
             "gbps": figure(self.reads.step / engine["median"] / 1e6),
             "percent_of_read": figure(100 * floor / engine["median"], 3),
             "floor": {"ms": figure(floor), "median_vs_floor": figure(engine["median"] / floor),
@@ -258,17 +195,16 @@ class Bench:
                       "with_caches": summary(caches, 1.0)},
         }
 
-    def _tokens(self, t: Turns, output: Any) -> dict[str, Any]:
+    def _tokens(self, turns: Turns) -> dict[str, Any]:
         """Are the greedy tokens of both sides the same, and do the passes promise it?"""
         promised = self.engine.manifest["contract"]["keeps"] in ("values", "distribution")
-        if self.eager is None or not output.tokens.size:  # continuous tokens: of other noise
+        drawn = turns.engine[self.suite.name][0].tokens
+        if self.eager is None or not drawn.size:  # continuous tokens: of other noise
             return {"equal": None, "compared": 0, "promised": promised}
-        import torch
-
-        theirs = torch.cat(t.tokens, 1).numpy()
+        theirs = turns.eager[0].tokens.numpy()
         committed = dict.fromkeys(i for s in self.engine.program.steps for i in s.commit)
         order = [*committed][: theirs.shape[1]]  # cells that are drawn again, once
-        differ = (output.tokens[:, order] != theirs).any(0)
+        differ = (drawn[:, order] != theirs).any(0)
         first = int(np.argmax(differ)) if differ.any() else None
         return {"equal": first is None, "compared": theirs.size, "first_difference": first,
                 "promised": promised}
@@ -326,6 +262,13 @@ class Bench:
                               "now": build["now"], "vs_weights": figure(build["peak"] / r.file),
                               "includes": "start of python, making the weights"}
         return found
+
+
+def short(engine: Engine, steps: int | None = None, finish: bool = False) -> Engine:
+    """The engine, stopping after so many steps; finish: with its decoder all the same."""
+    cut, p = copy(engine), engine.program
+    cut.program = replace(p, steps=p.steps[:steps], finish=p.finish if finish else ())
+    return cut
 
 
 def _zeros(shape: tuple[int, ...]) -> Any:

@@ -20,10 +20,8 @@ class Suite:
     """One model, one way to build it and one way to run it.
 
     size: of the family's random weights; or checkpoint: the name of a shipped demo; or engine: a
-    folder, which has no eager loop to compare with. block: steps in a row before the other side
-    has its turn; warm: the first of them, not counted, as threads wake and the caches hold what
-    the other side read (how many that takes: `python -m arcompile.bench.overhead`). limits: the
-    figure that must be met, by the names of runner.TARGETS.
+    folder, which has no eager loop to compare with. limits: the figure that must be met, by the
+    names of runner.TARGETS.
     """
 
     name: str
@@ -37,8 +35,6 @@ class Suite:
     batch: int = 1
     guidance: float = 4.0
     top_k: int = 2000  # of the sampled run
-    block: int = 8
-    warm: int = 1
     limits: Mapping[str, float] = field(default_factory=dict)
     facts: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -52,43 +48,43 @@ VERTICAL = {"step_vs_floor": 1.10, "eager_vs_step": 1.8, "image_vs_parts": 1.05,
 SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 24)  # FlexVAR's, up to 384 px
 
 SUITES = {s.name: s for s in (
-    Suite("llamagen-tiny", "llamagen", "tiny", top_k=20, block=4),
-    Suite("llamagen-B", "llamagen", "B", block=16, warm=12, limits=VERTICAL),
-    Suite("llamagen-tiny-int8", "llamagen", "tiny", passes="int8", top_k=20, block=4),
-    Suite("llamagen-B-int8", "llamagen", "B", passes="int8", block=16, warm=12),
-    Suite("llamagen-B-int4", "llamagen", "B", passes="int4", block=16, warm=12),
-    Suite("llamagen-B-batch4", "llamagen", "B", batch=4, block=16, warm=12),
-    Suite("llamagen-L", "llamagen", "L", block=16, warm=12),
-    Suite("llamagen-XL", "llamagen", "XL", block=16, warm=12),
-    Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20, block=3),
-    Suite("var-d16", "var", "d16", guidance=1.5, top_k=900, block=10,
+    Suite("llamagen-tiny", "llamagen", "tiny", top_k=20),
+    Suite("llamagen-B", "llamagen", "B", limits=VERTICAL),
+    Suite("llamagen-tiny-int8", "llamagen", "tiny", passes="int8", top_k=20),
+    Suite("llamagen-B-int8", "llamagen", "B", passes="int8"),
+    Suite("llamagen-B-int4", "llamagen", "B", passes="int4"),
+    Suite("llamagen-B-batch4", "llamagen", "B", batch=4),
+    Suite("llamagen-L", "llamagen", "L"),
+    Suite("llamagen-XL", "llamagen", "XL"),
+    Suite("var-tiny", "var", "tiny", guidance=1.5, top_k=20),
+    Suite("var-d16", "var", "d16", guidance=1.5, top_k=900,
           limits={"eager_vs_image": 1.05}),
-    Suite("var-d16-int8", "var", "d16", guidance=1.5, top_k=900, block=10,
+    Suite("var-d16-int8", "var", "d16", guidance=1.5, top_k=900,
           passes="int8, int8-tiles, bf16-conv", limits={"eager_vs_image": 3.0}),
-    Suite("var-d16-hack50", "var", "d16", guidance=1.5, top_k=900, block=10,
+    Suite("var-d16-hack50", "var", "d16", guidance=1.5, top_k=900,
           passes="kv-hack{ratio=0.5}"),
-    *(Suite(f"var-d16-{k}batch4", "var", "d16", guidance=1.5, top_k=900, block=10, batch=4,
+    *(Suite(f"var-d16-{k}batch4", "var", "d16", guidance=1.5, top_k=900, batch=4,
             passes=v, alone=True) for k, v in (("", ""), ("hack50-", "kv-hack{ratio=0.5}"))),
-    Suite("mar-base", "mar", "base", guidance=2.9, top_k=0, block=8,
+    Suite("mar-base", "mar", "base", guidance=2.9, top_k=0,
           limits={"eager_vs_step": 1.15}),
-    Suite("mar-base-int8", "mar", "base", guidance=2.9, top_k=0, block=8,
+    Suite("mar-base-int8", "mar", "base", guidance=2.9, top_k=0,
           passes="int8, int8-tiles, bf16-conv", limits={"eager_vs_image": 2.5}),
     *(Suite(f"mar-base-{k}", "mar", "base", guidance=2.9, top_k=0, options=v) for k, v in (
         ("50", {"diffusion_steps": 50}),
         ("disa", {"diffusion_steps": 50, "diffusion_least": 5}))),
-    Suite("mar-tiny", "mar", "tiny", guidance=2.9, top_k=0, block=2),
-    Suite("xar-tiny", "xar", "tiny", guidance=2.7, top_k=0, block=4),
-    *(Suite(name, "xar", "B", guidance=2.7, top_k=0, block=4, facts={"flow_steps": steps},
+    Suite("mar-tiny", "mar", "tiny", guidance=2.9, top_k=0),
+    Suite("xar-tiny", "xar", "tiny", guidance=2.7, top_k=0),
+    *(Suite(name, "xar", "B", guidance=2.7, top_k=0, facts={"flow_steps": steps},
             limits={"eager_vs_image": 1.05}) for name, steps in (("xar-B", "40"),
                                                                  ("xar-B-20", "20"))),
-    Suite("hmar-tiny", "hmar", "tiny", guidance=1.7, top_k=20, block=7),
-    Suite("hmar-d16", "hmar", "d16", guidance=1.7, top_k=1000, block=14,
+    Suite("hmar-tiny", "hmar", "tiny", guidance=1.7, top_k=20),
+    Suite("hmar-d16", "hmar", "d16", guidance=1.7, top_k=1000,
           limits={"eager_vs_image": 1.05}),
-    Suite("janus-tiny", "janus", "tiny", guidance=5.0, top_k=0, block=4),
-    Suite("janus-small", "janus", "small", guidance=5.0, top_k=0, block=16, warm=8),
-    Suite("janus-Pro-1B", "janus", "Pro-1B", guidance=5.0, top_k=0, block=8, alone=True,
+    Suite("janus-tiny", "janus", "tiny", guidance=5.0, top_k=0),
+    Suite("janus-small", "janus", "small", guidance=5.0, top_k=0),
+    Suite("janus-Pro-1B", "janus", "Pro-1B", guidance=5.0, top_k=0, alone=True,
           limits={"step_vs_floor": 1.15, "build_s": 240.0}),  # an eager image takes minutes
-    Suite("demo", "llamagen", checkpoint="demo", top_k=0, block=16, warm=6),
+    Suite("demo", "llamagen", checkpoint="demo", top_k=0),
     Suite("demo-var", "var", checkpoint="demo-var", top_k=0),
     *(Suite(f"demo-{k}", "llamagen", checkpoint="demo", top_k=0, passes=v, alone=True)
       for k, v in (("int8", "int8"), ("int4", "int4"), ("scd", "scd{window=16}"),
@@ -96,7 +92,7 @@ SUITES = {s.name: s for s in (
                    *((f"scd{n}", f"scd{{window={n}}}") for n in (2, 4, 8, 16)),
                    *((f"int8-scd{n}", f"int8, scd{{window={n}}}") for n in (2, 4, 8, 16)),
                    ("draft4", "draft{window=4,by='int4'}"))),
-    *(Suite(f"llamagen-B-{k}", "llamagen", "B", block=4, passes=v, alone=True) for k, v in (
+    *(Suite(f"llamagen-B-{k}", "llamagen", "B", passes=v, alone=True) for k, v in (
         *((f"scd{n}", f"scd{{window={n}}}") for n in (4, 8, 16)),
         *((f"int8-scd{n}", f"int8, scd{{window={n}}}") for n in (2, 4, 8, 16)),
         *((f"int8-{k}{n}", f"int8, {k}{{window={n}}}") for k in ("sjd", "jacobi") for n in (2, 4)),

@@ -1,5 +1,10 @@
 """Whole images of engines and of the eager loop by turns, and short visits to a model again.
 
+A side's turn is all steps of an image: the first of them find the caches full of what the other
+sides read, and their threads asleep, and are a few of many; no step in the middle of an image
+follows a turn of others. What that leaves of the others in a figure, `arcompile.bench.overhead`
+measures.
+
 What another run will say depends on what minutes do to the machine, which no number of turns in
 one of them tells: `arcompile bench all` comes back to every model several times, each time in a
 new process. A visit goes over the same steps as every other, or they could not be compared.
@@ -8,7 +13,8 @@ new process. A visit goes over the same steps as every other, or they could not 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -47,93 +53,132 @@ def visit(model: str, say: Say) -> list[dict[str, Any]]:
     made[0].warm_up()
     for b in made[1:]:
         b.engine.generate(b.cond, guidance=b.suite.guidance, temperature=0)
-    whole = images(made, 1)
-    rows = []
-    for b in made:
-        sampled = b.sampled()
-        b.add_floor(sampled)
-        rows.append({
-            "suite": f"again-{b.suite.name}", "kind": "again", "of": b.suite.name,
-            "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
-            "quick": False, "image": whole[b.suite.name], "sampled": sampled,
-            "machine": {"load_before": b.machine["load_before"],
-                        "read_gbps": b.bandwidth.row()}})
-    return rows
+    greedy, sampled = draw(made), draw(made, sampled=True)
+    return [{
+        "suite": f"again-{b.suite.name}", "kind": "again", "of": b.suite.name,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"), "host": machine.host(),
+        "quick": False, "image": image(b, greedy), "sampled": b.sampled(sampled),
+        "machine": {"load_before": b.machine["load_before"],
+                    "read_gbps": b.bandwidth.row()}} for b in made]
 
 
-def images(benches: Sequence[Bench], least: int) -> dict[str, dict[str, Any]]:
-    """Whole greedy images by turns, of every engine and once of the eager loop that they share: by
-    suite, from the call to the picture, its steps, and both against the eager loop's.
+# --- turns ---------------------------------------------------------------------------------------
 
-    least: turns, and more of those that take no time.
+
+@dataclass(frozen=True)
+class Turn:
+    """One image of one side. s, prompt, decoder, and each of steps: seconds. read: GB/s, memory
+    just before. tokens [B,n], of the steps that ran: the engine's are in the order of cells, the
+    eager loop's in that of drawing."""
+
+    s: float
+    steps: list[float]
+    decoder: float
+    tokens: Any = field(repr=False)
+    prompt: float = 0.0
+    read: float = 0.0
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.steps))
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Images of engines, by suite, and of the eager loop that they share."""
+
+    engine: dict[str, list[Turn]]
+    eager: list[Turn]
+
+
+def draw(benches: Sequence[Bench], sampled: bool = False, most: int = MOST) -> Turns:
+    """Images by turns, of every engine and once of the eager loop that they share: as many as the
+    first bench wants, and more of those that take no time.
+
+    Greedy ones with their pictures, unless the bench is quick; sampled ones by the suite's top_k,
+    and as far as the tokens.
     """
-    turns: dict[str, list[dict[str, Any]]] = {b.suite.name: [] for b in benches}
-    eager: list[dict[str, Any]] = []
-    start = time.perf_counter()
-    for i in range(MOST):
-        if i >= least and time.perf_counter() - start > SHORT:
+    first, start = benches[0], time.perf_counter()
+    found = Turns({b.suite.name: [] for b in benches}, [])
+    how = (1.0, first.suite.top_k) if sampled else (0.0, 0)
+    for i in range(most):
+        if i >= first.least and time.perf_counter() - start > SHORT:
             break
         for b in benches:
-            b.say(f"whole image {i + 1}, {b.suite.name}")
-            turns[b.suite.name].append(_engine(b))
-        if benches[0].eager is not None:
-            benches[0].say(f"whole image {i + 1}, eager")
-            eager.append(_eager(benches[0]))
-    return {b.suite.name: _told(b, turns[b.suite.name], eager) for b in benches}
+            b.say(f"{'sampled' if sampled else 'greedy'} image {i + 1}, {b.suite.name}")
+            found.engine[b.suite.name].append(_engine(b, *how, finish=not sampled))
+        if first.eager is not None:
+            first.say(f"{'sampled' if sampled else 'greedy'} image {i + 1}, eager")
+            found.eager.append(_eager(first, *how, finish=not sampled))
+    return found
 
 
-def _engine(b: Bench) -> dict[str, Any]:
+def _engine(b: Bench, temperature: float, top_k: int, finish: bool) -> Turn:
     """One image, after a reading of memory."""
+    engine = b.asked(finish)
     read, start = b.bandwidth.measure(), time.perf_counter()
-    out = b.engine.generate(b.cond, guidance=b.suite.guidance, temperature=0)
-    return {"s": time.perf_counter() - start, "steps": out.timings["steps"], "read": read,
-            "decoder": out.timings["finish"]}
+    out = engine.generate(b.cond, guidance=b.suite.guidance, temperature=temperature, top_k=top_k)
+    end = time.perf_counter()
+    return Turn(end - start, out.timings["steps"], out.timings["finish"], out.tokens,
+                out.timings["prompt"], read)
 
 
-def _eager(b: Bench) -> dict[str, Any]:
+def _eager(b: Bench, temperature: float, top_k: int, finish: bool) -> Turn:
     import torch
 
+    program = b.asked(finish).program
     time.sleep(PAUSE)
     steps, tokens = list[float](), []
     begun = time.perf_counter()
-    b.eager.begin(b.cond, b.suite.guidance, 0.0, 0)
-    for _ in b.engine.program.steps:
+    b.eager.begin(b.cond, b.suite.guidance, temperature, top_k)
+    for _ in program.steps:
         start = time.perf_counter()
         tokens.append(b.eager.step())
         steps.append(time.perf_counter() - start)
     drawn, middle = torch.cat(tokens, 1), time.perf_counter()
-    b.eager.finish(drawn)
+    if program.finish:
+        b.eager.finish(drawn)
     end = time.perf_counter()
     time.sleep(PAUSE)
-    return {"s": end - begun, "steps": steps, "loop": middle - begun, "decoder": end - middle}
+    return Turn(end - begun, steps, end - middle, drawn)
 
 
-def _told(b: Bench, runs: Sequence[Mapping[str, Any]],
-          eager: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    best = min(runs, key=lambda r: r["s"])
-    loop = _loop(b, best["steps"])
-    kept = float(np.median([c.cache for c in b.costs]))  # bytes
-    floors = [[float(np.median(r["steps"])) * r["read"] * 1e9 / n for r in runs]
-              for n in (b.reads.step, b.reads.step + kept)]
+# --- figures -------------------------------------------------------------------------------------
+
+
+def image(b: Bench, turns: Turns) -> dict[str, Any]:
+    """From the call to the picture, its steps, and both against the eager loop's."""
+    runs, eager = turns.engine[b.suite.name], turns.eager
+    best = min(runs, key=lambda r: r.s)
+    loop = _loop(b, best.steps)
+    alone, caches = zip(*floors(b, runs), strict=True)
     found = {
-        "s": summary([r["s"] for r in runs], 1.0),
-        "images_per_s": figure(b.suite.batch / best["s"]),
-        "steps_s": figure(loop), "decoder_s": figure(best["decoder"]),
-        "vs_parts": figure(best["s"] / (loop + best["decoder"])),
-        "step": summary([x for r in runs for x in r["steps"]]),
-        "floor_pairs": summary(floors[0], 1.0), "floor_with_caches": summary(floors[1], 1.0),
+        "s": summary([r.s for r in runs], 1.0),
+        "images_per_s": figure(b.suite.batch / best.s),
+        "steps_s": figure(loop), "decoder_s": figure(best.decoder),
+        "vs_parts": figure(best.s / (loop + best.decoder)),
+        "step": summary([x for r in runs for x in r.steps]),
+        "floor_pairs": summary(alone, 1.0), "floor_with_caches": summary(caches, 1.0),
     }
     if not eager:
         return found
-    least = min(eager, key=lambda e: e["s"])
-    medians = [[float(np.median(r["steps"])) for r in side] for side in (eager, runs)]
-    return {**found, "eager_steps_s": figure(least["loop"]),
-            "eager_decoder_s": figure(least["decoder"]),
-            "eager_vs_engine": figure(least["s"] / best["s"]),
-            "eager_s": summary([e["s"] for e in eager], 1.0),
-            "eager_step": summary([x for e in eager for x in e["steps"]]),
-            "eager_pairs": compare([e["s"] for e in eager], [r["s"] for r in runs]),
-            "step_pairs": compare(*medians)}
+    least = min(eager, key=lambda e: e.s)
+    return {**found, "eager_steps_s": figure(least.s - least.decoder),
+            "eager_decoder_s": figure(least.decoder),
+            "eager_vs_engine": figure(least.s / best.s),
+            "eager_s": summary([e.s for e in eager], 1.0),
+            "eager_step": summary([x for e in eager for x in e.steps]),
+            "eager_pairs": compare([e.s for e in eager], [r.s for r in runs]),
+            "step_pairs": compare([e.median for e in eager], [r.median for r in runs])}
+
+
+def floors(b: Bench, runs: Sequence[Turn]) -> list[tuple[float, float]]:
+    """Of each image, its median step over the time it takes to read a step's weights once, by the
+    reading of memory just before; and over that to read what the caches hold, too."""
+    kept = float(np.median([c.cache for c in b.costs[: len(runs[0].steps)]]))  # bytes
+    least = (b.reads.step, b.reads.step + kept)
+    return [(r.median * r.read * 1e9 / least[0], r.median * r.read * 1e9 / least[1])
+            for r in runs]
 
 
 def _loop(b: Bench, steps: Sequence[float]) -> float:

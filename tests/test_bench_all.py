@@ -108,6 +108,24 @@ def test_a_run_without_all_peers_is_not_complete():
     assert kept[-1]["complete"] is False
 
 
+def test_a_run_that_lacks_a_peer_names_it_and_is_not_complete():
+    def ask(part, quick, peers, why="openvino is not installed"):
+        row = measured(part.what)
+        if part.what == "peers-llamagen-B":
+            row |= {"family": "llamagen", "missing": {
+                "TensorRT": "needs an NVIDIA GPU", **({"openvino-f32": why} if why else {})}}
+        return Told((row,), 0)
+
+    kept, said = [], []
+    assert every.measure(kept.append, say=said.append, ask=ask) == 0
+    assert kept[-1]["lost"] == {"openvino-f32": "openvino is not installed"}
+    assert not kept[-1]["complete"]
+    assert "without openvino-f32: openvino is not installed" in said[-1]
+    assert runs.complete(kept) == []
+    every.measure(kept.append, ask=lambda p, q, w: ask(p, q, w, ""))  # what none can run is no lack
+    assert (kept[-1]["lost"], kept[-1]["complete"]) == ({}, True)
+
+
 @pytest.mark.parametrize(("text", "code", "rows", "why"), [
     ('{"suite": "a"}\nnoise\n{"suite": "b"}\n', 0, 2, ""),
     ('{"suite": "a"}', 1, 1, "other tokens than the eager loop's"),

@@ -108,24 +108,33 @@ def test_scenarios_of_an_engine(folder):
 # --- the race ------------------------------------------------------------------------------------
 
 
-def test_an_engine_stops_after_every_step_and_begins_anew(folder):
-    e, seen = load(folder), []
-    real = e.generate
-    e.generate = lambda *a, **k: seen.append(1) or real(*a, **k)
-    ours = race.Ours(e, Suite("x", guidance=2.0, top_k=0))
-    ours.begin(2)
-    for _ in range(7):  # a picture has four steps
-        ours.step()
-    ours.end()
-    assert 2 <= len(seen) <= 4
-    assert not ours.run.is_alive()
+def test_a_turn_is_the_first_steps_of_a_new_image(folder):
+    ours = race.Ours(load(folder), Suite("x", guidance=2.0, top_k=0))
+    assert [len(ours.turn(n)) for n in (1, 3, 48)] == [1, 3, 4]  # an image has four
+    assert race.counted(range(race.STEPS)) == range(race.WARM, race.STEPS)
+    assert race.counted([1.0, 2.0]) == [1.0, 2.0]
+
+
+def test_a_peer_called_once_a_step_begins_anew_each_turn():
+    class Peer(peers.Stepped):
+        began = went = 0
+
+        def begin(self):
+            self.began += 1
+
+        def step(self):
+            self.went += 1
+
+    peer = Peer()
+    assert [len(peer.turn(n)) for n in (2, 5)] == [2, 5]
+    assert (peer.began, peer.went) == (2, 7)
 
 
 def test_a_failing_engine_says_so(folder):
     e = load(folder)
     ours = race.Ours(e, Suite("x", guidance=float("nan"), top_k=0))
     with pytest.raises(ArcError):
-        ours.begin(1)
+        ours.turn(1)
 
 
 def test_a_peer_that_is_not_there(tmp_path):
@@ -144,16 +153,12 @@ def test_a_peer_that_is_not_there(tmp_path):
     assert len({k.name for k in peers.kinds()}) == len(peers.find("all"))
 
 
-def test_peers_take_turns_with_pictures_of_their_own():
-    """transformers' generate, token by token, over the end of a picture."""
+def test_transformers_is_stopped_after_the_steps_of_a_turn():
     pytest.importorskip("transformers")
     (kind,) = peers.find("transformers-f32")
     peer = kind.make(Suite("janus-tiny", "janus", "tiny", guidance=5.0, top_k=0), None)
-    peer.begin(3)
-    for _ in range(16):  # a picture has 16
-        peer.step()
-    peer.end()
-    assert not peer.run.is_alive()
+    # an image has 16 tokens, and its last logits are no step's beginning
+    assert [len(peer.turn(n)) for n in (3, 1, 48)] == [3, 1, 15]
 
 
 def test_what_no_peer_can_do_is_said_by_name():
