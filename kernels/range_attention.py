@@ -7,12 +7,14 @@ head groups off earlier (HACK keeps caches of two lengths, https://arxiv.org/abs
 Softmax by blocks as in https://arxiv.org/abs/2205.14135.
 
 v1  one program a block of queries and a head, over the keys between its first start and last end
-v2  blocks that every row sees whole are not masked
-v3  CUDA: tiles copied while others are multiplied; warps leave out what none of their rows sees
+v2  CUDA: tiles copied while others are multiplied; warps leave out what none of their rows sees
+v3  tiles that every row sees whole in a loop without a mask, which Triton pipelines and, in 16 bits
+    on Hopper, multiplies by warp groups (wgmma); those at both ends in another; most keys first
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,9 @@ from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 MASKS = ("causal", "full", "scales", "blocks", "window", "random")
-SIDES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16, 20, 24, 32, 48, 64)
+SIDES = (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64)  # HART's scales of 1024 px
+LOG2E = 1.4426950408889634
+NEVER = tl.constexpr(-1e30)  # the largest score of no key
 
 
 def ranges(mask: str, s: int, t: int, rng: np.random.Generator) -> tuple[Array, Array]:
@@ -158,45 +162,9 @@ declare(
 
 
 @jit
-def _tiles(acc, most, total, q, k, v, pages, lo, hi, first, last, head, g, slots, scale, e,
-           M: tl.constexpr, N: tl.constexpr, E: tl.constexpr, PAGED: tl.constexpr,
-           MASKED: tl.constexpr):
-    """Attend to the keys first, first + 1, ... last - 1, by N."""
-    width = tl.arange(0, E)
-    for at in range(first, last, N):
-        slot = at + tl.arange(0, N)
-        if PAGED:
-            base = (tl.load(pages + at // N).to(tl.int64) * g + head) * N * e
-        else:
-            base = (head.to(tl.int64) * slots + at) * e
-        where = tl.arange(0, N)[:, None] * e + width[None, :]
-        if MASKED:
-            some = (slot < last)[:, None] & (width < e)[None, :]
-            keys = tl.load(k + base + where, mask=some, other=0.0)
-        else:
-            keys = tl.load(k + base + where, mask=(width < e)[None, :], other=0.0)
-        score = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
-        if MASKED:
-            seen = (slot[None, :] >= lo[:, None]) & (slot[None, :] < hi[:, None])
-            score = tl.where(seen, score, float("-inf"))
-        new = tl.maximum(most, tl.max(score, 1))
-        safe = tl.where(new == float("-inf"), 0.0, new)
-        p = tl.exp2(score - safe[:, None])
-        fade = tl.exp2(most - safe)
-        total = total * fade + tl.sum(p, 1)
-        if MASKED:
-            values = tl.load(v + base + where, mask=some, other=0.0)
-        else:
-            values = tl.load(v + base + where, mask=(width < e)[None, :], other=0.0)
-        acc = acc * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
-        most = new
-    return acc, most, total
-
-
-@jit
-def _attend(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count, scale, e,
+def _simple(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count, scale, e,
             M: tl.constexpr, N: tl.constexpr, E: tl.constexpr, PAGED: tl.constexpr,
-            LENGTHS: tl.constexpr, SPLIT: tl.constexpr):
+            LENGTHS: tl.constexpr):
     row = tl.program_id(1) // heads
     head = tl.program_id(1) % heads
     own = head // (heads // g)
@@ -214,46 +182,29 @@ def _attend(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count,
     acc = tl.zeros((M, E), tl.float32)
     most = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
-    first = tl.min(lo, 0) // N * N
     last = tl.max(hi, 0)
-    if PAGED:
-        which = own
-        pages += row * count
-    else:
-        which = row * g + own
-    if SPLIT:
-        whole = (tl.max(tl.where(real, lo, 0), 0) + N - 1) // N * N
-        stop = tl.min(tl.where(real, hi, 1 << 30), 0) // N * N
-        whole = tl.minimum(whole, tl.maximum(last, first))
-        stop = tl.maximum(stop, whole)
-        acc, most, total = _tiles(acc, most, total, queries, k, v, pages, lo, hi, first,
-                                  tl.minimum(whole, last), which, g, slots, scale, e,
-                                  M, N, E, PAGED, True)
-        acc, most, total = _tiles(acc, most, total, queries, k, v, pages, lo, hi, whole, stop,
-                                  which, g, slots, scale, e, M, N, E, PAGED, False)
-        first = stop
-    acc, most, total = _tiles(acc, most, total, queries, k, v, pages, lo, hi, first, last, which,
-                              g, slots, scale, e, M, N, E, PAGED, True)
+    for at in range(tl.min(lo, 0) // N * N, last, N):
+        slot = at + tl.arange(0, N)
+        if PAGED:
+            tile = (tl.load(pages + row * count + at // N).to(tl.int64) * g + own) * N * e
+        else:
+            tile = ((row * g + own).to(tl.int64) * slots + at) * e
+        where = tile + tl.arange(0, N)[:, None] * e + width[None, :]
+        there = (slot < last)[:, None] & (width < e)[None, :]
+        keys = tl.load(k + where, mask=there, other=0.0)
+        score = tl.dot(queries, tl.trans(keys), input_precision="ieee") * scale
+        seen = (slot[None, :] >= lo[:, None]) & (slot[None, :] < hi[:, None])
+        score = tl.where(seen, score, float("-inf"))
+        new = tl.maximum(most, tl.max(score, 1))
+        safe = tl.where(new == float("-inf"), 0.0, new)
+        p = tl.exp2(score - safe[:, None])
+        fade = tl.exp2(most - safe)
+        total = total * fade + tl.sum(p, 1)
+        values = tl.load(v + where, mask=there, other=0.0)
+        acc = acc * fade[:, None] + tl.dot(p.to(values.dtype), values, input_precision="ieee")
+        most = new
     acc = acc / tl.where(total > 0, total, 1.0)[:, None]
     tl.store(out + base + here, acc.to(out.dtype.element_ty), mask=some)
-
-
-def _run(split: bool, q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int,
-         scale: float, pages: Any = None, lengths: Any = None, blocks: tuple[int, int] = (64, 64),
-         warps: int = 0, stages: int = 2) -> Any:
-    r, s, wide = q.shape
-    e, page = wide // heads, k.shape[2]
-    out = empty(r, s, wide, like=q)
-    if q.element_size() == 4:
-        blocks = (32, 32)
-    m, n = min(blocks[0], pow2(s, 16)), page if pages is not None else blocks[1]
-    warps = warps or (8 if m * e >= 4096 else 4)
-    slots, count = (page, 0) if pages is None else (page * pages.shape[1], pages.shape[1])
-    launch(_attend, (cdiv(s, m), r * heads), q, k, v, start, end,
-           start if lengths is None else lengths, start if pages is None else pages, out, s, slots,
-           heads, kv_heads, count, scale * 1.4426950408889634, e, warps=warps, stages=stages, M=m,
-           N=n, E=pow2(e, 16), PAGED=pages is not None, LENGTHS=lengths is not None, SPLIT=split)
-    return out
 
 
 def _fits(c: Case) -> str:
@@ -264,18 +215,20 @@ def _fits(c: Case) -> str:
 
 
 @kernel("range_attention", takes=_fits)
-def v1(q: Any, k: Any, v: Any, start: Any, end: Any, **more: Any) -> Any:
+def v1(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
+       pages: Any = None, lengths: Any = None) -> Any:
     """one program a block of queries and a head, over the keys between first start and last end"""
-    return _run(False, q, k, v, start, end, **more)
-
-
-TUNE = ({}, {"blocks": (64, 32)}, {"blocks": (128, 64), "warps": 8}, {"stages": 3})
-
-
-@kernel("range_attention", takes=_fits, tune=TUNE)
-def v2(q: Any, k: Any, v: Any, start: Any, end: Any, **more: Any) -> Any:
-    """blocks that every row sees whole are not masked"""
-    return _run(True, q, k, v, start, end, **more)
+    r, s, wide = q.shape
+    e, page = wide // heads, k.shape[2]
+    out = empty(r, s, wide, like=q)
+    m = min(32 if q.element_size() == 4 else 64, pow2(s, 16))
+    n = m if pages is None else page
+    count = 0 if pages is None else pages.shape[1]
+    launch(_simple, (cdiv(s, m), r * heads), q, k, v, start, end,
+           start if lengths is None else lengths, start if pages is None else pages, out, s,
+           page, heads, kv_heads, count, scale * LOG2E, e, warps=8 if m * e >= 4096 else 4, M=m,
+           N=n, E=pow2(e, 16), PAGED=pages is not None, LENGTHS=lengths is not None)
+    return out
 
 
 def _wide(c: Case) -> str:
@@ -286,7 +239,7 @@ def _wide(c: Case) -> str:
 
 
 @kernel("range_attention", needs=("nvcc",), takes=_wide)
-def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
+def v2(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
        pages: Any = None, lengths: Any = None) -> Any:
     """CUDA: tiles copied while others are multiplied; warps leave out what their rows do not see"""
     r, s, wide = q.shape
@@ -294,6 +247,129 @@ def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, 
     count = 0 if pages is None else pages.shape[1]
     cuda.call("range_attention", q, k, v, start, end, None, 0, lengths, pages, count, out, r, s,
               heads, kv_heads, wide // heads, k.shape[2], float(scale), like=q)
+    return out
+
+
+@jit
+def _tile(acc, most, total, q, k, v, pages, lo, hi, at, end, own, g, scale, N: tl.constexpr,
+          E: tl.constexpr, HEAD: tl.constexpr, PAGE: tl.constexpr, MASKED: tl.constexpr):
+    """Attend to the keys at, at + 1, ... at + N - 1; MASKED: to those in a row's range. own: the
+    head of the pages, or the first slot of its cache."""
+    slot = at + tl.arange(0, N)
+    width = tl.arange(0, E)
+    if PAGE:
+        page = tl.load(pages + slot // PAGE, mask=slot < end, other=0) if MASKED else tl.load(
+            pages + slot // PAGE)
+        row = (page.to(tl.int64) * g + own) * PAGE + slot % PAGE
+        where = row[:, None] * HEAD + width[None, :]
+    else:
+        k += (own + at) * HEAD
+        v += (own + at) * HEAD
+        where = tl.arange(0, N)[:, None] * HEAD + width[None, :]
+    if MASKED:
+        some = (slot < end)[:, None] & (width < HEAD)[None, :]
+        keys = tl.load(k + where, mask=some, other=0.0)
+        values = tl.load(v + where, mask=some, other=0.0)
+        score = tl.dot(q, tl.trans(keys), input_precision="ieee") * scale
+        seen = (slot[None, :] >= lo[:, None]) & (slot[None, :] < hi[:, None])
+        score = tl.where(seen, score, float("-inf"))
+        new = tl.maximum(most, tl.max(score, 1))
+        p = tl.exp2(score - new[:, None])
+    else:
+        if E == HEAD:
+            keys = tl.load(k + where)
+            values = tl.load(v + where)
+        else:
+            keys = tl.load(k + where, mask=(width < HEAD)[None, :], other=0.0)
+            values = tl.load(v + where, mask=(width < HEAD)[None, :], other=0.0)
+        score = tl.dot(q, tl.trans(keys), input_precision="ieee")
+        new = tl.maximum(most, tl.max(score, 1) * scale)
+        p = tl.exp2(score * scale - new[:, None])
+    fade = tl.exp2(most - new)
+    acc = tl.dot(p.to(values.dtype), values, acc * fade[:, None], input_precision="ieee")
+    return acc, new, total * fade + tl.sum(p, 1)
+
+
+@jit
+def _ends(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count, scale,
+          M: tl.constexpr, N: tl.constexpr, E: tl.constexpr, HEAD: tl.constexpr,
+          PAGE: tl.constexpr, LENGTHS: tl.constexpr):
+    row = tl.program_id(0) // heads
+    head = tl.program_id(0) % heads
+    own = head // (heads // g)
+    block = tl.num_programs(1) - 1 - tl.program_id(1)  # late queries see most: they begin
+    m = block * M + tl.arange(0, M)
+    width = tl.arange(0, E)
+    real = m < s
+    lo = tl.load(start + row * s + m, mask=real, other=1 << 30)
+    hi = tl.load(end + row * s + m, mask=real, other=0)
+    if LENGTHS:
+        hi = tl.minimum(hi, tl.load(lengths + row * g + own))
+    base = ((row * s + block * M).to(tl.int64) * heads + head) * HEAD
+    here = tl.arange(0, M)[:, None] * (heads * HEAD) + width[None, :]
+    some = real[:, None] & (width < HEAD)[None, :]
+    queries = tl.load(q + base + here, mask=some, other=0.0)
+    # tiles [first, last) are seen, [whole, stop) by every row from end to end
+    last = tl.max(hi, 0)
+    first = tl.minimum(tl.min(lo, 0), last) // N
+    whole = (tl.max(tl.where(real, lo, 0), 0) + N - 1) // N
+    stop = tl.min(tl.where(real, hi, 1 << 30), 0) // N
+    tiles = (last + N - 1) // N
+    whole = tl.minimum(whole, tiles)
+    stop = tl.maximum(stop, whole)
+    if PAGE:
+        pages += row * count
+    else:
+        own = (row * g + own).to(tl.int64) * slots
+    acc = tl.zeros((M, E), tl.float32)
+    most = tl.full((M,), NEVER, tl.float32)
+    total = tl.zeros((M,), tl.float32)
+    for i in range(whole, stop):
+        acc, most, total = _tile(acc, most, total, queries, k, v, pages, lo, hi, i * N, last, own,
+                                 g, scale, N, E, HEAD, PAGE, False)
+    for i in range(first, tiles - (stop - whole)):
+        at = tl.where(i < whole, i, i + stop - whole) * N
+        acc, most, total = _tile(acc, most, total, queries, k, v, pages, lo, hi, at, last, own, g,
+                                 scale, N, E, HEAD, PAGE, True)
+    acc = acc / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(out + base + here, acc.to(out.dtype.element_ty), mask=some)
+
+
+def _small(c: Case) -> str:
+    page = c.sizes.get("page", 16)
+    if page & (page - 1):
+        return f"pages of {page} slots, it takes powers of two"
+    return "" if c.e <= 256 else f"heads of {c.e}, it takes up to 256"
+
+
+# A warp group multiplies 64 rows. Four of them on a processor, in two programs, multiply while
+# others take exponentials: 128 rows by 64 keys in 8 warps need 126 registers of 128 that each has.
+GROUPS = tuple({"blocks": (m, n), "warps": w, "stages": x} for m, n, w, x in (
+    (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 2), (128, 64, 4, 3),
+    (128, 128, 8, 2), (128, 128, 8, 3), (128, 32, 8, 4), (64, 64, 4, 2), (64, 64, 4, 3),
+    (64, 64, 4, 4), (64, 128, 4, 2), (64, 128, 4, 3), (64, 32, 4, 4)))
+FEW = 2 * 132  # programs, two for each processor of an H100: fewer are halved
+
+
+@kernel("range_attention", takes=_small, tune=({}, *GROUPS))
+def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
+       pages: Any = None, lengths: Any = None, blocks: Sequence[int] = (), warps: int = 0,
+       stages: int = 3) -> Any:
+    """tiles seen whole in a loop of their own, pipelined and without masks; most keys first"""
+    r, s, wide = q.shape
+    e = wide // heads
+    out = empty(r, s, wide, like=q)
+    if scale < 0:  # the largest score is looked for before it is scaled
+        q, scale = -q, -scale
+    if q.element_size() == 4:  # not on tensor cores
+        blocks, warps = (32, 32), 4
+    m, n = blocks or (128 if cdiv(s, 128) * r * heads >= FEW else 64, 64)
+    m, warps = min(m, pow2(s, 16)), warps or m // 16
+    page, count = (0, 0) if pages is None else (k.shape[2], pages.shape[1])
+    launch(_ends, (r * heads, cdiv(s, m)), q, k, v, start, end,
+           start if lengths is None else lengths, start if pages is None else pages, out, s,
+           k.shape[2], heads, kv_heads, count, scale * LOG2E, warps=warps,
+           stages=stages, M=m, N=n, E=pow2(e, 16), HEAD=e, PAGE=page, LENGTHS=lengths is not None)
     return out
 
 
