@@ -182,9 +182,10 @@ class Engine:
         """By the loop that ARC_RUNTIME names. Latents become an array."""
         if native.asked():
             return self.native.run(q, on_step)
-        result = self._loop(q).run(on_step)
+        loop = self._loop(q)  # the next one may run where its values lie
+        result = loop.run(on_step)
         if "latents" in result.env:
-            result.env["latents"] = self.models.runner().numpy(result.env["latents"])
+            result.env["latents"] = loop.runner.numpy(result.env["latents"])
         return result
 
     def _loop(self, q: Request) -> Loop:

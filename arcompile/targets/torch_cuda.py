@@ -7,6 +7,7 @@ capture: slow, for looking at what a GPU would compute.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,8 +22,7 @@ from arcompile.program import Program
 from arcompile.runtime.loop import Array, Env
 from arcompile.target import Event, target
 from arcompile.targets.reference import Reference, stored
-
-EAGER = 2  # runs of a shape before it is captured: kernels compile and choose in them
+from arcompile.targets.torch_room import Room
 
 
 class Models:
@@ -41,6 +41,9 @@ class Models:
         states = frozenset(name for name, _ in program.state)
         self.plans = {name: Plan(g, self.weights, device, kernels, states)
                       for name, g in graphs.items()}
+        self.loop = frozenset(c.graph for calls in (program.prompt, *(
+            s.calls for s in program.steps)) for c in calls)
+        self.idle: list[Room] = []  # appending and popping need no lock
 
     def _weight(self, a: Array, by_columns: bool) -> Any:
         made = self.tensor(a)
@@ -65,41 +68,29 @@ class Models:
         return self.notes.events()
 
     def runner(self) -> Runner:
-        return Runner(self)
-
-
-class Captured:
-    """A graph for one set of shapes: its inputs lie still, states are written where they are."""
-
-    def __init__(self, plan: Any, given: Mapping[str, Any], t: Any):
-        self.given = {k: v if k in plan.written else v.clone() for k, v in given.items()}
-        self.graph = t.cuda.CUDAGraph()
-        with t.cuda.graph(self.graph):
-            self.out = plan.run(self.given)
-
-    def run(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        for name, value in given.items():
-            if self.given[name] is not value:
-                self.given[name].copy_(value, non_blocking=True)
-        self.graph.replay()
-        return dict(self.out)
+        """In an idle room, or in a new one: runs at the same time have rooms of their own, and
+        there are never more than were once needed together. Nothing waits where nothing is
+        captured."""
+        try:
+            room = self.idle.pop()
+        except IndexError:
+            room = Room(self.t, self.device, self.plans, self.loop, self.capture)
+        room.begin()
+        made = Runner(self, room)
+        if self.capture:
+            weakref.finalize(made, self.idle.append, room).atexit = False
+        return made
 
 
 class Runner:
-    """One run: its states, and what was captured for it."""
+    """One run, in a room that goes back to the models with it."""
 
-    def __init__(self, models: Models):
-        self.m = models
-        self.host: dict[str, tuple[Array, Any]] = {}  # arrays that were moved to the device
-        self.seen: dict[Any, int] = {}
-        self.captured: dict[Any, Captured] = {}
+    def __init__(self, models: Models, room: Room):
+        self.m, self.room = models, room
 
     def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
-        from arcompile.targets.torch_ops import DTYPES
-
-        shape = [dims.value(d, sizes) for d in t.shape]
-        dtype = getattr(self.m.t, DTYPES[t.dtype])
-        return self.m.t.zeros(shape, dtype=dtype, device=self.m.device)
+        with self.m.t.inference_mode():
+            return self.room.state(name, tuple(dims.value(d, sizes) for d in t.shape), t.dtype)
 
     def inputs(self, graph: str) -> list[str]:
         return list(self.m.plans[graph].inputs)
@@ -109,33 +100,17 @@ class Runner:
 
     def first(self, value: Any, rows: int) -> Any:
         with self.m.t.inference_mode():
-            return value[:rows].clone() if not isinstance(value, np.ndarray) else value[:rows]
+            return self.room.first(value, rows)
 
     def run(self, graph: str, env: Env) -> Env:
-        plan = self.m.plans[graph]
+        """What it returns holds until the graph runs again."""
         with self.m.t.inference_mode():
-            given = {k: self._tensor(k, env[k]) for k in plan.inputs}
-            if not self.m.capture:
-                return plan.run(given)
-            key = (graph, *(tuple(v.shape) for v in given.values()),
-                   *(given[k].data_ptr() for k in plan.written))
-            self.seen[key] = self.seen.get(key, 0) + 1
-            if self.seen[key] <= EAGER:
-                return plan.run(given)
-            if key not in self.captured:
-                self.captured[key] = Captured(plan, given, self.m.t)
-            return self.captured[key].run(given)
-
-    def _tensor(self, name: str, value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        was = self.host.get(name)
-        if was is None or was[0] is not value:
-            self.host[name] = (value, self.m.tensor(value))
-        return self.host[name][1]
+            return self.room.run(graph, env)
 
     def keep(self, graphs: set[str]) -> None:
-        self.captured = {k: v for k, v in self.captured.items() if k[0] in graphs}
+        """Captured graphs stay for the next run, with their scratch and the states that they hang
+        on: while pictures are made, what drew them is still there."""
+        self.room.keep(graphs)
 
     def numpy(self, value: Any) -> Array:
         if isinstance(value, np.ndarray):
