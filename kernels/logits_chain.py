@@ -5,7 +5,7 @@ are its own (products and sums are not fused, quotients are exact). No sort: the
 edge of top-p are found by bisection over the order of float bits.
 
 v1  one program an image and position; its logits stay in registers
-v2  CUDA: digits of the k-th value and of top-p's edge by histograms in shared memory
+v2  CUDA: the k-th value and top-p's edge between two values that are halved, the last few ranked
 """
 
 from __future__ import annotations
@@ -188,13 +188,13 @@ def _shared(c: Case) -> str:
 
 @kernel("logits_chain", needs=("nvcc",), takes=_shared)
 def v2(logits: Any, row: Any, noise: Any, **more: Any) -> Any:
-    """CUDA: digits of the k-th value and of top-p's edge by histograms in shared memory"""
+    """CUDA: the k-th value and top-p's edge between values that are halved, the last few ranked"""
     b, c = noise.shape[:2]
     token = empty(b, c, like=row)
     names = ("null_row", "scale", "temperature", "top_k", "top_p", "most")
     v = logits.shape[-1]
     cuda.call("logits_chain", logits, row, *(more[n] for n in names), noise, token, b * c, c, v,
-              min(1024, max(32, pow2(v // 8))), like=logits)
+              like=logits)
     return token
 
 

@@ -22,7 +22,7 @@ int arc_add_norm(int dtype, const void* x, const void* y, const void* gate, cons
 int arc_logits_chain(int dtype, const void* logits, const void* row, const void* null_row,
                      const void* scale, const void* temperature, const void* top_k, const void* top_p,
                      const void* most, const void* noise, void* token, int cells, int c, int v,
-                     int threads, void* stream);
+                     void* stream);
 int arc_flash_decode(int dtype, int kv, const void* q, const void* k, const void* v, int q_row, int kv_row,
                      void* kc, void* vc, void* ks, void* vs, const void* past, int table, const void* cos,
                      const void* sin, int positions, int pairs, void* out, void* part, int r, int heads,
@@ -108,7 +108,7 @@ ort::Status* logits_chain(void*, ort::Context* c) {
   return done(arc_logits_chain(0, in[0].data, in[1].data, in[2].data, in[3].data, in[4].data,
                                in[5].data, in[6].data, in[7].data, in[8].data, token.data,
                                static_cast<int>(b * each), static_cast<int>(each),
-                               static_cast<int>(v), threads(v / 8), stream(c)));
+                               static_cast<int>(v), stream(c)));
 }
 
 constexpr int64_t BLOCKS = 512;  // about four for each processor of an H100

@@ -78,9 +78,9 @@ def test_sums_of_a_block(probe):
 
 
 # Kernels in a source, and the registers they may use: by 32 two blocks of 1024 threads fit a
-# processor, by 80 six of 128, by 128 two of 256, by 192 two of 128.
+# processor, by 64 one, by 80 six of 128, by 128 two of 256, by 192 two of 128.
 BOUNDS = {"few_linear": (24, 128), "flash_decode": (15, 80), "group_norm_silu": (6, 48),
-          "range_attention": (5, 192)}
+          "logits_chain": (12, 64), "range_attention": (5, 192)}
 
 
 @needs_nvcc
@@ -132,6 +132,35 @@ def test_warps_that_share_a_row(ways):
                               for n, v in given.items()})
         got = k.versions["v2"].run(**check.tensors(k, given, "f16", "cpu"), ways=ways)
         assert check.compare(got, want, 2e-3)[1] == "", size
+
+
+@needs_emulation
+@pytest.mark.parametrize("v", [3000, 9001, 20000])
+@pytest.mark.parametrize("kind", ["ties", "flat", "outliers", "gone", "signed zeros"])
+def test_tokens_of_logits_of_all_kinds(kind, v):
+    """Many tokens at the k-th value, one value, values far off and at -inf; two and four blocks a
+    warp in registers, and in shared memory."""
+    rng = np.random.default_rng(v)
+    logits = 3 * rng.standard_normal((8, 1, v), np.float32)
+    if kind == "ties":
+        logits = np.round(logits)
+    elif kind == "flat":
+        logits[:] = 1.5
+    elif kind == "outliers":
+        logits[..., ::7] = -1e9
+    elif kind == "gone":
+        logits[:4, ..., ::2] = -np.inf
+    else:
+        logits = np.round(logits / 9) * np.where(rng.random(logits.shape) < 0.5, -1, 1)
+    arguments = {
+        "logits": logits.astype(np.float32), "row": np.arange(4), "null_row": np.arange(4, 8),
+        "scale": np.full(4, 2, np.float32), "temperature": np.array([1, 0.7, 1, 0], np.float32),
+        "top_k": np.array([v // 3, 0, 7, 0]), "top_p": np.array([0.9, 0.95, 1, 1], np.float32),
+        "most": np.array([v]), "noise": rng.integers(0, 1 << 23, (4, 1, 2)).astype(np.float32)}
+    arguments["noise"] /= 1 << 23
+    k = KERNELS["logits_chain"]
+    got = k.versions["v2"].run(**check.tensors(k, arguments, "f32", "cpu"))
+    assert (got.numpy() == k.reference(**arguments)).all()
 
 
 def test_a_kernel_each():

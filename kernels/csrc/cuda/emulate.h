@@ -124,15 +124,46 @@ inline int run_block() {
 inline void __syncthreads() { emulate::wait(emulate::BLOCK); }
 inline void __syncwarp() { emulate::wait(emulate::WARP); }
 
+// What `lane` of this thread's warp offers, once every lane has.
 template <class T>
-T __shfl_xor_sync(unsigned, T x, int step) {
-  unsigned me = emulate::now, warp = me / 32 * 32;
+T __shfl_sync(unsigned, T x, int lane) {
+  const unsigned me = emulate::now, warp = me / 32 * 32;
   std::memcpy(&emulate::lanes[me], &x, sizeof x);
   emulate::wait(emulate::WARP);
   T out;
-  std::memcpy(&out, &emulate::lanes[warp + ((me % 32) ^ step)], sizeof out);
+  std::memcpy(&out, &emulate::lanes[warp + lane], sizeof out);
   emulate::wait(emulate::WARP);
   return out;
+}
+template <class T>
+T __shfl_xor_sync(unsigned all, T x, int step) {
+  return __shfl_sync(all, x, (emulate::now % 32) ^ step);
+}
+template <class T>
+T __shfl_up_sync(unsigned all, T x, int step) {
+  const int lane = emulate::now % 32;
+  return __shfl_sync(all, x, lane < step ? lane : lane - step);
+}
+
+namespace emulate {
+template <class F>
+uint32_t reduce(uint32_t x, F f) {
+  lanes[now] = x;
+  wait(WARP);
+  uint32_t out = static_cast<uint32_t>(lanes[now / 32 * 32]);
+  for (unsigned i = 1; i < 32; ++i) out = f(out, static_cast<uint32_t>(lanes[now / 32 * 32 + i]));
+  wait(WARP);
+  return out;
+}
+}  // namespace emulate
+inline uint32_t __reduce_add_sync(unsigned, uint32_t x) {
+  return emulate::reduce(x, [](uint32_t a, uint32_t b) { return a + b; });
+}
+inline uint32_t __reduce_min_sync(unsigned, uint32_t x) {
+  return emulate::reduce(x, [](uint32_t a, uint32_t b) { return std::min(a, b); });
+}
+inline uint32_t __reduce_max_sync(unsigned, uint32_t x) {
+  return emulate::reduce(x, [](uint32_t a, uint32_t b) { return std::max(a, b); });
 }
 
 template <class T, class V>

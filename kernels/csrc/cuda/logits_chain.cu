@@ -1,14 +1,16 @@
-// Guidance, temperature, top-k, top-p and the draw: see kernels/logits_chain.py. A block an image
-// and position. The logits lie in shared memory as integers of the same order; the k-th value and
-// the edge of top-p are found digit by digit, with histograms of 256 bins. Masses are summed as
-// integers of 2^-40, so that the order of the additions cannot change a token.
+// Guidance, temperature, top-k, top-p and the draw: see kernels/logits_chain.py. A block an image and
+// position; its values stay in registers, those of 4 neighbours of every 128 with a lane. The k-th value
+// and the edge of top-p are looked for between two values that are halved until a few lie between; those
+// are then ranked. A pass costs a comparison and an addition a value and one barrier. Sums are taken in
+// one order always, those of the few in f64: the same input gives the same token.
 #include "arc.cuh"
 
-constexpr int BLOCK = 128, BINS = 256;
-constexpr u32 NOTHING = 0x007FFFFF;  // the key of -inf
+constexpr int BLOCK = 128, WARPS = 32, FEW = 128;  // FEW: values that are ranked
+constexpr int HALVES = 16;  // halvings between values; later ones halve what is left of their bits
+constexpr float NOTHING = -INFINITY;
 
 __device__ inline u32 key_of(float x) {
-  u32 bits = __float_as_uint(x);
+  const u32 bits = __float_as_uint(x + 0.0f);  // -0 is 0
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
@@ -16,157 +18,333 @@ __device__ inline float value_of(u32 key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
-__device__ inline float mass_of(u32 key, float best) { return expf(value_of(key) - best); }
-
-__device__ inline u64 fixed(float mass) { return static_cast<u64>(mass * 1099511627776.0f); }
-
-// Keys that agree with `prefix` in the digits above `shift`.
-__device__ inline bool agrees(u32 key, u32 prefix, int shift) {
-  return shift == 24 || (key >> (shift + 8)) == (prefix >> (shift + 8));
+// Over a warp, the same bits in every lane.
+template <class T>
+__device__ inline T warp_sum(T x) {
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);
+  return x;
 }
 
-// The largest t with k or more keys at or above it.
-__device__ u32 kth(const u32* keys, int v, u32 k, u64* bins, u32* found) {
-  u32 prefix = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < v; i += blockDim.x)
-      if (agrees(keys[i], prefix, shift)) atomicAdd(&bins[(keys[i] >> shift) & 255], u64(1));
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      u32 left = k;
-      int digit = 255;
-      while (digit > 0 && bins[digit] < left) left -= static_cast<u32>(bins[digit--]);
-      found[0] = digit;
-      found[1] = left;
+// What the block's warps tell each other, and the few.
+struct Room {
+  u32 told[2][3][WARPS];
+  u32 token, count[2], edge[2];
+  float few[FEW], mass[FEW];
+  u32 top_k, most;
+  float top_p, noise[2];
+};
+
+// The values of one thread, and their masses when they stay in registers, B blocks a warp. B = 0: in
+// shared memory, masses anew each time.
+template <int B>
+struct Values {
+  float x[B ? 4 * B : 1], p[B ? 4 * B : 1], best;
+  float* shared;
+  int blocks, warp, warps, lane;
+
+  // f(value, mass, token), in order of tokens
+  template <class F>
+  __device__ void each(F f) const {
+    if constexpr (B > 0) {
+#pragma unroll
+      for (int n = 0; n < 4 * B; ++n) f(x[n], p[n], ((warp + n / 4 * warps) * BLOCK + 4 * lane + n % 4));
+    } else {
+      for (int block = warp; block < blocks; block += warps)
+        for (int n = 0; n < 4; ++n) {
+          const int token = block * BLOCK + 4 * lane + n;
+          f(shared[token], expf(shared[token] - best), token);
+        }
+    }
+  }
+};
+
+struct Found {
+  u32 above, from;  // values above, and at or above
+  float mass;
+};
+
+template <int B>
+struct Block {
+  Values<B> mine;
+  Room* room;
+  int turn = 0;
+
+  // Sums over the block of what every warp found. Told in two places in turn: who is slow to read one
+  // is seen at the barrier of the next.
+  template <bool MASS>
+  __device__ Found sum(u32 above, u32 from, float mass) {
+    u32(&told)[3][WARPS] = room->told[turn++ % 2];
+    const int lane = mine.lane;
+    above = __reduce_add_sync(~0u, above);
+    from = __reduce_add_sync(~0u, from);
+    if (MASS) mass = warp_sum(mass);
+    if (lane == 0) {
+      told[0][mine.warp] = above;
+      told[1][mine.warp] = from;
+      if (MASS) told[2][mine.warp] = __float_as_uint(mass);
     }
     __syncthreads();
-    prefix |= found[0] << shift;
-    k = found[1];
+    const bool real = lane < mine.warps;
+    return {__reduce_add_sync(~0u, real ? told[0][lane] : 0u),
+            __reduce_add_sync(~0u, real ? told[1][lane] : 0u),
+            MASS ? warp_sum(real ? __uint_as_float(told[2][lane]) : 0.0f) : 0.0f};
   }
-  return prefix;
-}
 
-// The smallest t at or above `floor` with a mass of at most `limit` above it.
-__device__ u32 edge(const u32* keys, int v, u32 floor, float best, u64 limit, u64* bins,
-                    u64* found) {
-  u32 prefix = 0;
-  u64 above = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    for (int i = threadIdx.x; i < BINS; i += blockDim.x) bins[i] = 0;
+  // The smallest of the values at or above `low` above which no more than `most` lies: of values, or of
+  // mass. `low` is one, n are at or above it.
+  template <bool MASS>
+  __device__ float edge(float low, u32 n, float most) {
+    u32 lo = key_of(low), hi = key_of(mine.best) + 1, above = 0;
+    float mass = 0;  // at or above hi
+    for (int i = 0; n - above > FEW; ++i) {
+      u32 mid = key_of(value_of(lo) / 2 + value_of(hi) / 2);
+      if (i >= HALVES || mid <= lo || mid >= hi) mid = lo + (hi - lo) / 2;
+      if (mid == lo) return value_of(lo);
+      const float t = value_of(mid);
+      u32 some = 0;
+      float heavy = 0;
+      mine.each([&](float x, float p, int) {
+        if (x >= t) {
+          ++some;
+          if (MASS) heavy += p;
+        }
+      });
+      const Found found = sum<MASS>(some, 0, heavy);
+      if ((MASS ? found.mass : static_cast<float>(found.above)) > most) lo = mid, n = found.above;
+      else hi = mid, above = found.above, mass = found.mass;
+    }
+    const float from = value_of(lo), to = value_of(hi);
+    mine.each([&](float x, float p, int) {
+      if (!(x >= from && x < to)) return;
+      const u32 i = atomicAdd(&room->count[MASS], 1u);
+      room->few[i] = x;
+      if (MASS) room->mass[i] = p;
+    });
     __syncthreads();
-    for (int i = threadIdx.x; i < v; i += blockDim.x)
-      if (keys[i] >= floor && agrees(keys[i], prefix, shift))
-        atomicAdd(&bins[(keys[i] >> shift) & 255], fixed(mass_of(keys[i], best)));
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int digit = 255;
-      while (digit > 0 && above + bins[digit] <= limit) above += bins[digit--];
-      found[0] = digit;
-      found[1] = above;
+    const int count = static_cast<int>(room->count[MASS]), lane = mine.lane;
+    for (int i = mine.warp; i < count; i += mine.warps) {
+      const float x = room->few[i];
+      u32 more = 0;
+      double heavy = 0;
+      for (int j = lane; j < count; j += 32)
+        if (room->few[j] > x) {
+          ++more;
+          if (MASS) heavy += room->mass[j];
+        }
+      const bool light = MASS ? mass + warp_sum(heavy) <= most
+                              : above + __reduce_add_sync(~0u, more) <= most;
+      if (light && lane == 0) atomicMin(&room->edge[MASS], key_of(x));
     }
     __syncthreads();
-    prefix |= static_cast<u32>(found[0]) << shift;
-    above = found[1];
+    return value_of(room->edge[MASS]);
   }
-  return max(prefix, floor);
-}
 
-// The first of n masses at which the running sum exceeds u of the total.
-__device__ inline int pick(const float* p, int n, float u) {
-  float total = 0, sum = 0;
-  for (int i = 0; i < n; ++i) total += p[i];
-  for (int i = 0; i < n; ++i)
-    if ((sum += p[i]) > u * total) return i;
-  return n - 1;
+  // The smallest value that top-k, top-p and `most` sorted values keep.
+  __device__ float floor_of(float lowest, u32 finite, u32 top_k, float top_p, u32 most) {
+    float floor = NOTHING;
+    const u32 k = min(top_k, most);
+    if (k > 0 && finite >= k) floor = edge<false>(lowest, finite, static_cast<float>(k - 1));
+    if (!(top_p < 1)) return floor;
+    u32 above = 0, from = 0;
+    float mass = 0;
+    mine.each([&](float x, float p, int) {
+      from += x >= floor;
+      if (x > floor) {
+        ++above;
+        mass += p;
+      }
+    });
+    const Found found = sum<true>(above, from, mass);
+    const float ties = static_cast<float>(min(found.from, most) - min(found.above, most));
+    const float total = found.mass + ties * expf(floor - mine.best);
+    if (floor == NOTHING) return edge<true>(lowest, finite, top_p * total);
+    return edge<true>(floor, found.from, top_p * total);
+  }
+};
+
+// The first of 32 * each masses at(lane * each + i) at which the running sum exceeds u of the total; of
+// those that have a mass.
+template <class F>
+__device__ int pick(F at, int each, float u) {
+  const int lane = threadIdx.x % 32;
+  float sum = 0;
+  for (int i = 0; i < each; ++i) sum += at(i);
+  for (int step = 1; step < 32; step *= 2) {
+    const float before = __shfl_up_sync(~0u, sum, step);
+    if (lane >= step) sum += before;
+  }
+  const float share = u * __shfl_sync(~0u, sum, 31);
+  sum = __shfl_up_sync(~0u, sum, 1);
+  if (lane == 0) sum = 0;
+  u32 first = ~0u, last = 0;
+  for (int i = 0; i < each; ++i) {
+    const float mass = at(i);
+    sum += mass;
+    if (mass > 0) {
+      last = lane * each + i;
+      if (sum > share) first = min(first, last);
+    }
+  }
+  first = __reduce_min_sync(~0u, first);
+  last = __reduce_max_sync(~0u, last);
+  return static_cast<int>(min(first, last));
 }
 
 template <class T>
-__global__ void logits_chain(const T* logits, const int64_t* row, const int64_t* null_row,
-                             const float* scale, const float* temperature, const int64_t* top_k,
-                             const float* top_p, const int64_t* most, const float* noise,
-                             int64_t* token, int c, int v) {
+struct alignas(4 * sizeof(T)) Four {
+  T x[4];
+};
+
+// Four values from token `at` on; those beyond v are not there.
+template <class T>
+__device__ inline Four<T> four(const T* p, int at, int v, bool whole) {
+  if (whole && at < v) return *reinterpret_cast<const Four<T>*>(p + at);
+  Four<T> out = {};
+  for (int n = 0; n < 4; ++n)
+    if (at + n < v) out.x[n] = p[at + n];
+  return out;
+}
+
+template <class T, int B>
+__global__ void __launch_bounds__(B == 1 ? 16 * WARPS : 32 * WARPS)
+logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const float* scale,
+             const float* temperature, const int64_t* top_k, const float* top_p, const int64_t* most,
+             const float* noise, int64_t* token, int c, int v) {
   ARC_SHARED(memory);
-  u64* bins = reinterpret_cast<u64*>(memory);
-  u64* found = bins + BINS;  // 4 numbers
-  u32* top = reinterpret_cast<u32*>(found + 4);
-  u32* first = top + 1;
-  float* sums = reinterpret_cast<float*>(top + 2);  // of blocks, then the masses of one
-  int blocks = (v + BLOCK - 1) / BLOCK;
-  u32* keys = reinterpret_cast<u32*>(sums + blocks + BLOCK);
-  int cell = blockIdx.x, b = cell / c, slot = cell % c;
-  const T* own = logits + (row[b] * c + slot) * v;
-  const T* twin = logits + (null_row[b] * c + slot) * v;
-  float more = scale[b] - 1, heat = temperature[b], divisor = fmaxf(heat, 1e-5f);
-  if (threadIdx.x == 0) top[0] = 0, first[0] = v;
-  __syncthreads();
-  u32 mine = 0;
-  for (int i = threadIdx.x; i < v; i += blockDim.x) {
-    float x = arc_float(own[i]);
-    float apart = x - arc_float(twin[i]);
-    x = (x + more * apart) / divisor;
-    keys[i] = key_of(x);
-    mine = max(mine, keys[i]);
+  Room* const room = reinterpret_cast<Room*>(memory);
+  float* const sums = reinterpret_cast<float*>(room + 1);
+  const int cell = blockIdx.x, b = cell / c, slot = cell % c, each = (v + 32 * BLOCK - 1) / (32 * BLOCK);
+  Block<B> block;
+  Values<B>& mine = block.mine;
+  block.room = room;
+  mine.shared = sums + 32 * each;
+  mine.blocks = (v + BLOCK - 1) / BLOCK;
+  mine.warp = threadIdx.x / 32, mine.warps = blockDim.x / 32, mine.lane = threadIdx.x % 32;
+  const int warp = mine.warp, warps = mine.warps, lane = mine.lane;
+  const T* const own = logits + (row[b] * c + slot) * v;
+  const T* const twin = logits + (null_row[b] * c + slot) * v;
+  const float more = scale[b] - 1, heat = temperature[b], divisor = fmaxf(heat, 1e-5f);
+  if (threadIdx.x == 0) {
+    room->token = room->edge[0] = room->edge[1] = ~0u;
+    room->count[0] = room->count[1] = 0;
   }
-  atomicMax(top, mine);
+  for (int i = threadIdx.x; i < 32 * each; i += blockDim.x) sums[i] = 0;
+  const bool whole = v % 4 == 0 && (reinterpret_cast<uintptr_t>(own) | reinterpret_cast<uintptr_t>(
+                                        twin)) % sizeof(Four<T>) == 0;
+  const auto value = [&](T a, T z, int at) {
+    const float x = arc_float(a), apart = x - arc_float(z), guided = x + more * apart;
+    return at < v ? (divisor == 1 ? guided : guided / divisor) : NOTHING;
+  };
+  const auto ask = [&] {  // once the logits are on their way
+    if (threadIdx.x) return;
+    room->top_k = static_cast<u32>(top_k[b]), room->most = static_cast<u32>(most[0]);
+    room->top_p = top_p[b], room->noise[0] = noise[2 * cell], room->noise[1] = noise[2 * cell + 1];
+  };
+  if constexpr (B > 0) {
+    Four<T> a[B], z[B];
+#pragma unroll
+    for (int j = 0; j < B; ++j) {
+      a[j] = four(own, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
+      z[j] = four(twin, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
+    }
+    ask();
+#pragma unroll
+    for (int n = 0; n < 4 * B; ++n)
+      mine.x[n] = value(a[n / 4].x[n % 4], z[n / 4].x[n % 4],
+                        (warp + n / 4 * warps) * BLOCK + 4 * lane + n % 4);
+  } else {
+    ask();
+    for (int j = warp; j < mine.blocks; j += warps) {
+      const int at = j * BLOCK + 4 * lane;
+      const Four<T> a = four(own, at, v, whole), z = four(twin, at, v, whole);
+      for (int n = 0; n < 4; ++n) mine.shared[at + n] = value(a.x[n], z.x[n], at + n);
+    }
+  }
+  // the largest value, the lowest that is there, and how many are
+  float high = NOTHING, low = INFINITY;
+  u32 finite = 0;
+  mine.each([&](float x, float, int) {
+    high = fmaxf(high, x);
+    if (x > NOTHING) low = fminf(low, x), ++finite;
+  });
+  u32(&told)[3][WARPS] = room->told[block.turn++ % 2];
+  const u32 mine_high = __reduce_max_sync(~0u, key_of(high)), mine_low = __reduce_min_sync(~0u, key_of(low));
+  finite = __reduce_add_sync(~0u, finite);
+  if (lane == 0) told[0][warp] = mine_high, told[1][warp] = mine_low, told[2][warp] = finite;
   __syncthreads();
-  u32 high = top[0];
+  mine.best = value_of(__reduce_max_sync(~0u, lane < warps ? told[0][lane] : 0u));
   if (!(heat > 0)) {
-    for (int i = threadIdx.x; i < v; i += blockDim.x)
-      if (keys[i] == high) atomicMin(first, static_cast<u32>(i));
+    u32 first = ~0u;
+    mine.each([&](float x, float, int at) {
+      if (x == mine.best) first = min(first, static_cast<u32>(at));
+    });
+    first = __reduce_min_sync(~0u, first);
+    if (lane == 0) atomicMin(&room->token, first);
     __syncthreads();
-    if (threadIdx.x == 0) token[cell] = first[0];
+    if (threadIdx.x == 0) token[cell] = room->token;
     return;
   }
-  float best = value_of(high);
-  u32 floor = NOTHING, k = static_cast<u32>(top_k[b]), n = static_cast<u32>(most[0]);
-  if (k > 0) floor = kth(keys, v, min(k, n), bins,
-                           reinterpret_cast<u32*>(found));
-  if (top_p[b] < 1) {
-    if (threadIdx.x < 4) found[threadIdx.x] = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < v; i += blockDim.x) {
-      if (keys[i] < floor) continue;
-      atomicAdd(&found[keys[i] > floor ? 0 : 1], u64(1));
-      if (keys[i] > floor) atomicAdd(&found[2], fixed(mass_of(keys[i], best)));
+  low = value_of(__reduce_min_sync(~0u, lane < warps ? told[1][lane] : ~0u));
+  finite = __reduce_add_sync(~0u, lane < warps ? told[2][lane] : 0u);
+  if constexpr (B > 0)
+#pragma unroll
+    for (int n = 0; n < 4 * B; ++n) mine.p[n] = expf(mine.x[n] - mine.best);
+  const float floor = block.floor_of(low, finite, room->top_k, room->top_p, room->most);
+  // a block of tokens by what their masses sum to, which every warp picks, and a token by who has them
+  if constexpr (B > 0) {
+#pragma unroll
+    for (int j = 0; j < B; ++j) {
+      float mass = 0;
+#pragma unroll
+      for (int n = 4 * j; n < 4 * j + 4; ++n) mass += mine.x[n] >= floor ? mine.p[n] : 0;
+      mass = warp_sum(mass);
+      if (lane == 0 && warp + j * warps < mine.blocks) sums[warp + j * warps] = mass;
     }
-    __syncthreads();
-    u64 ties = min(found[0] + found[1], u64(n)) - min(found[0], u64(n));
-    u64 total = found[2] + ties * fixed(mass_of(floor, best));
-    u64 limit = static_cast<u64>(static_cast<double>(top_p[b]) * static_cast<double>(total));
-    __syncthreads();
-    floor = edge(keys, v, floor, best, limit, bins, found);
-  }
-  for (int i = threadIdx.x; i < blocks; i += blockDim.x) {
-    float sum = 0;
-    for (int j = i * BLOCK; j < min(v, (i + 1) * BLOCK); ++j)
-      if (keys[j] >= floor) sum += mass_of(keys[j], best);
-    sums[i] = sum;
+  } else {
+    for (int j = warp; j < mine.blocks; j += warps) {
+      float mass = 0;
+      for (int n = 0; n < 4; ++n) {
+        const float x = mine.shared[j * BLOCK + 4 * lane + n];
+        mass += x >= floor ? expf(x - mine.best) : 0;
+      }
+      mass = warp_sum(mass);
+      if (lane == 0) sums[j] = mass;
+    }
   }
   __syncthreads();
-  if (threadIdx.x == 0) first[0] = pick(sums, blocks, noise[2 * cell]);
-  __syncthreads();
-  int start = first[0] * BLOCK, count = min(BLOCK, v - start);
-  for (int i = threadIdx.x; i < count; i += blockDim.x)
-    sums[blocks + i] = keys[start + i] >= floor ? mass_of(keys[start + i], best) : 0;
-  __syncthreads();
-  if (threadIdx.x == 0) token[cell] = start + pick(sums + blocks, count, noise[2 * cell + 1]);
+  const int picked = pick([&](int i) { return sums[lane * each + i]; }, each, room->noise[0]);
+  if (picked % warps != warp) return;
+  float mass[4] = {};
+  mine.each([&](float x, float p, int at) {
+    if (at / BLOCK == picked) mass[at % 4] = x >= floor ? p : 0;
+  });
+  const int inner = pick([&](int i) { return mass[i]; }, 4, room->noise[1]);
+  if (lane == 0) token[cell] = picked * BLOCK + inner;
+}
+
+template <class T, int B>
+int chain(const void* logits, const void* row, const void* null_row, const void* scale,
+          const void* temperature, const void* top_k, const void* top_p, const void* most,
+          const void* noise, void* token, int cells, int c, int v, void* stream) {
+  const int blocks = (v + BLOCK - 1) / BLOCK, each = (blocks + 31) / 32;
+  const int warps = B ? (blocks + B - 1) / (B ? B : 1) : WARPS;
+  const int shared = static_cast<int>(sizeof(Room)) + 4 * (32 * each + (B ? 0 : blocks * BLOCK));
+  return arc_launch(logits_chain<T, B>, dim3(cells), 32 * warps, shared, stream, (const T*)logits,
+                    (const int64_t*)row, (const int64_t*)null_row, (const float*)scale,
+                    (const float*)temperature, (const int64_t*)top_k, (const float*)top_p,
+                    (const int64_t*)most, (const float*)noise, (int64_t*)token, c, v);
 }
 
 // Returns a CUDA error code, 0 for none.
 ARC_EXPORT int arc_logits_chain(int dtype, const void* logits, const void* row,
                                 const void* null_row, const void* scale, const void* temperature,
                                 const void* top_k, const void* top_p, const void* most,
-                                const void* noise, void* token, int cells, int c, int v,
-                                int threads, void* stream) {
-  int blocks = (v + BLOCK - 1) / BLOCK;
-  int shared = (BINS + 4) * 8 + 8 + (blocks + BLOCK + v) * 4;
-#define CALL(T)                                                                                  \
-  arc_launch(logits_chain<T>, dim3(cells), threads, shared, stream, (const T*)logits,            \
-             (const int64_t*)row, (const int64_t*)null_row, (const float*)scale,                 \
-             (const float*)temperature, (const int64_t*)top_k, (const float*)top_p,              \
-             (const int64_t*)most, (const float*)noise, (int64_t*)token, c, v)
+                                const void* noise, void* token, int cells, int c, int v, void* stream) {
+  const int blocks = (v + BLOCK - 1) / BLOCK;
+#define CALL(T)                                                                                       \
+  (blocks <= WARPS / 2 ? chain<T, 1> : blocks <= 2 * WARPS ? chain<T, 2>                              \
+                                     : blocks <= 4 * WARPS ? chain<T, 4> : chain<T, 0>)(              \
+      logits, row, null_row, scale, temperature, top_k, top_p, most, noise, token, cells, c, v, stream)
   ARC_DTYPES(dtype, CALL)
 #undef CALL
 }
