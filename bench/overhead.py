@@ -2,17 +2,18 @@
 results/agree.jsonl.
 
 None of its code runs while an engine draws: steps are timed by the engine's own clock. What is left
-is what the turns of other sides leave behind, in caches, in clocks and in sleeping threads. So two
-things are compared by turns, in an order drawn anew for every pair, so that whatever the machine
-does from second to second is in both: steps as the bench counts them, behind steps of the eager
-loop, a reading of memory and pauses; and the same steps of an engine that runs alone, right behind
-an image of its own.
+is what the turns of other sides leave behind, in caches, in clocks and in sleeping threads. So a
+turn as the bench counts it, behind steps of the eager loop, a reading of memory and pauses, is
+compared with the two that the engine draws right behind it, alone (their geometric mean): the
+nearer in time, the less of what the machine does from second to second is between them.
 
-- `turns`: the median step of whole images, as suites have it, greedy and sampled.
-- `race`: that of the steps of a turn that the race of the peers counts.
-- `injected`: `race` with a wait of a given share of a step in each step of the measured side: a
+- `greedy`, `sampled`: the median step of whole images, as suites have it; `loop`: seconds of all
+  steps, of which the first are slower.
+- `race`: of the steps of a turn that the race of the peers counts.
+- `injected`: `race` with a wait of a given share of a step in each step behind the others: a
   measure that cannot see 5 % may not say 2.
-- `images`: seconds of whole pictures behind a reading of memory, and behind a pause alone.
+- `images`: seconds of whole pictures behind a reading of memory, and behind a pause alone, by turns
+  in an order drawn anew for every pair.
 
 The ratio of a part is the median over its pairs, its interval a bootstrap over them (95 %, Efron
 1979).
@@ -63,6 +64,12 @@ def paired(measured: Sequence[float], bare: Sequence[float]) -> dict[str, Any]:
     return {"pairs": len(logs), "ratio": figure(float(np.exp(np.median(logs)))),
             "low": figure(low), "high": figure(high), "p10": figure(p10), "p90": figure(p90),
             "within_limit": bool(high <= LIMIT)}
+
+
+def against_next(turns: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """paired() of what was measured and the two behind it."""
+    first, *alone = np.asarray(turns, float).T
+    return paired(first, np.exp(np.mean(np.log(alone), 0)))
 
 
 def by_turns(measured: Callable[[], float], bare: Callable[[], float],
@@ -122,45 +129,37 @@ class Compared:
             time.sleep(PAUSE)
         b.bandwidth.measure()
 
-    def image(self, engine: Engine, sampled: bool) -> list[float]:
+    def whole(self, seconds: float, sampled: bool) -> dict[str, Any]:
+        engine = runner.short(self.engine)
+        return {"steps": len(engine.program.steps),
+                **self._behind(engine, engine, sampled, seconds, lambda spent: spent)}
+
+    def race(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
+        """share: of a step, what each takes longer behind the others."""
+        engine = runner.short(self.engine, race.STEPS)
+        slow = copy(engine)
+        if share:
+            step = float(np.median(self._image(engine, True)))
+            calls = len(engine.program.steps[-1].calls)
+            slow.__dict__["models"] = Slowed(engine.models, share * step / calls)
+        return {"steps": len(race.counted(range(race.STEPS))), "left_out": race.WARM,
+                **self._behind(slow, engine, True, seconds, race.counted)}
+
+    def _behind(self, measured: Engine, alone: Engine, sampled: bool, seconds: float,
+                counted: Callable[[list[float]], Sequence[float]]) -> dict[str, Any]:
+        """Turns behind others, each against the two behind it."""
+        turns, end = list[list[Sequence[float]]](), time.perf_counter() + seconds
+        while time.perf_counter() < end or len(turns) < 2:
+            self.others()
+            turns.append([counted(self._image(e, sampled)) for e in (measured, alone, alone)])
+        steps, loops = ([[of(x) for x in t] for t in turns] for of in (np.median, sum))
+        return {**against_next(steps), "loop": against_next(loops)}
+
+    def _image(self, engine: Engine, sampled: bool) -> list[float]:
         """Seconds of each step."""
         how = {"temperature": 1.0, "top_k": self.suite.top_k} if sampled else {"temperature": 0}
         out = engine.generate(self.bench.cond, guidance=self.suite.guidance, **how)
         return list(out.timings["steps"])
-
-    def turns(self, seconds: float, sampled: bool) -> dict[str, Any]:
-        engine = runner.short(self.engine)
-
-        def alone() -> float:
-            return float(np.median(self.image(engine, sampled)))
-
-        return {"steps": len(engine.program.steps), **self._behind(alone, alone, seconds)}
-
-    def race(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
-        """share: of a step, what each takes longer on the measured side."""
-        engine = runner.short(self.engine, race.STEPS)
-
-        def step(engine: Engine) -> float:
-            return float(np.median(race.counted(self.image(engine, True))))
-
-        slow = copy(engine)
-        if share:
-            calls = len(engine.program.steps[-1].calls)
-            slow.__dict__["models"] = Slowed(engine.models, share * step(engine) / calls)
-        return {"steps": len(race.counted(range(race.STEPS))), "left_out": race.WARM,
-                **self._behind(lambda: step(slow), lambda: step(engine), seconds)}
-
-    def _behind(self, measured: Callable[[], float], alone: Callable[[], float],
-                seconds: float) -> dict[str, Any]:
-        def counted() -> float:
-            self.others()
-            return measured()
-
-        def bare() -> float:
-            alone()
-            return alone()
-
-        return by_turns(counted, bare, seconds)
 
     def images(self, seconds: float) -> dict[str, Any]:
         """Whole pictures after a pause: with a reading of memory in it, as the bench draws them,
@@ -194,8 +193,8 @@ class Compared:
 
 
 PARTS: dict[str, Callable[[Compared, float], dict[str, Any]]] = {
-    "turns": lambda c, s: c.turns(s, False),
-    "sampled": lambda c, s: c.turns(s, True),
+    "greedy": lambda c, s: c.whole(s, False),
+    "sampled": lambda c, s: c.whole(s, True),
     "race": lambda c, s: c.race(s),
     "injected": lambda c, s: c.race(s, INJECTED),
     "images": lambda c, s: c.images(s),

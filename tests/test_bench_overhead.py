@@ -48,3 +48,22 @@ def test_sides_take_turns_in_an_order_drawn_anew(monkeypatch):
     assert told["pairs"] == len(went) / 2 > 40
     pairs = ["".join(went[i : i + 2]) for i in range(0, len(went), 2)]
     assert set(pairs) == {"mb", "bm"}
+
+
+def test_what_follows_is_the_measure_of_a_turn_behind_others():
+    told = overhead.against_next([[1.1, 0.5, 2.0], [2.2, 2.0, 2.0], [0.55, 0.5, 0.5]])
+    assert (told["ratio"], told["pairs"]) == (1.1, 3)
+
+
+def test_a_slowed_engine_is_slower_and_draws_the_same():
+    class Models:
+        def runner(self):
+            return self
+
+        def run(self, graph, env):
+            return {graph: env}
+
+    slow, now = overhead.Slowed(Models(), 0.01).runner(), overhead.time.perf_counter
+    start = now()
+    assert slow.run("g", 1) == {"g": 1}
+    assert now() - start >= 0.01
