@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from arcompile.bench import agree, built, fresh, machine, race, runner, suites
+from arcompile.bench import agree, built, fresh, machine, race, runner, suites, visits
 from arcompile.bench.machine import PAUSE
 from arcompile.bench.spread import figure
 from arcompile.bench.suites import Suite
@@ -132,7 +132,7 @@ class Compared:
     def whole(self, seconds: float, sampled: bool) -> dict[str, Any]:
         engine = runner.short(self.engine)
         return {"steps": len(engine.program.steps),
-                **self._behind(engine, engine, sampled, seconds, lambda spent: spent)}
+                **self._behind(engine, engine, sampled, seconds)}
 
     def race(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
         """share: of a step, what each takes longer behind the others."""
@@ -142,17 +142,18 @@ class Compared:
             step = float(np.median(self._image(engine, True)))
             calls = len(engine.program.steps[-1].calls)
             slow.__dict__["models"] = Slowed(engine.models, share * step / calls)
-        return {"steps": len(race.counted(range(race.STEPS))), "left_out": race.WARM,
-                **self._behind(slow, engine, True, seconds, race.counted)}
+        return {"steps": race.STEPS - race.WARM, "left_out": race.WARM,
+                **self._behind(slow, engine, True, seconds)}
 
-    def _behind(self, measured: Engine, alone: Engine, sampled: bool, seconds: float,
-                counted: Callable[[list[float]], Sequence[float]]) -> dict[str, Any]:
+    def _behind(self, measured: Engine, alone: Engine, sampled: bool,
+                seconds: float) -> dict[str, Any]:
         """Turns behind others, each against the two behind it."""
-        turns, end = list[list[Sequence[float]]](), time.perf_counter() + seconds
+        turns, end = list[list[list[float]]](), time.perf_counter() + seconds
         while time.perf_counter() < end or len(turns) < 2:
             self.others()
-            turns.append([counted(self._image(e, sampled)) for e in (measured, alone, alone)])
-        steps, loops = ([[of(x) for x in t] for t in turns] for of in (np.median, sum))
+            turns.append([self._image(e, sampled) for e in (measured, alone, alone)])
+        steps = [[float(np.median(visits.counted(x))) for x in t] for t in turns]
+        loops = [[sum(x) for x in t] for t in turns]
         return {**against_next(steps), "loop": against_next(loops)}
 
     def _image(self, engine: Engine, sampled: bool) -> list[float]:

@@ -20,11 +20,11 @@ from arcompile.bench.peers import UNABLE, Kind, Peer, ready
 from arcompile.bench.runner import Say, _needs, short
 from arcompile.bench.spread import compare, figure, summary
 from arcompile.bench.suites import Suite
+from arcompile.bench.visits import STEPS, WARM, counted
 from arcompile.errors import ArcError
 from arcompile.runtime.engine import Engine, load
 
 TURNS, QUICK = 4, 2  # rounds; of a quick race
-STEPS, WARM = 48, 16  # of a turn; the first of them, not counted
 SUITES = ("llamagen-B", "janus-small")  # what is raced
 OURS = ("", "int8", "int4")  # passes of our engines in the race
 SETTINGS = {
@@ -124,11 +124,6 @@ def _turns(sides: Mapping[str, Peer], bandwidth: Bandwidth, turns: int,
             time.sleep(PAUSE)
             times[name].append(counted(peer.turn(STEPS)))
     return times
-
-
-def counted(spent: Sequence[float]) -> Sequence[float]:
-    """The steps of a turn that count: all of a loop that is shorter than a turn."""
-    return spent[WARM:] if len(spent) >= STEPS else spent
 
 
 def _medians(turns: Sequence[Sequence[float]]) -> list[float]:

@@ -26,7 +26,8 @@ Say = Callable[[str], None]
 QUICK = 32  # steps of a quick run
 SETTINGS = {
     "interleaved": "a reading of memory, all steps of an image by the engine, all by the eager "
-                   f"loop, and again; {PAUSE} s between. No step is left out",
+                   f"loop, and again; {PAUSE} s between. Of {visits.STEPS} steps and more the "
+                   f"first {visits.WARM} count for the image only",
     "warm_up": f"{QUICK} steps of each side before",
     "step": "one pass of the loop: transformer, guidance, sampling, next input; host work too",
     "image": "Engine.generate from the call to the uint8 picture; no PNG",
@@ -172,11 +173,11 @@ class Bench:
         """Step latency of both sides, tokens a second, eager / engine image by image, and the
         engine against memory."""
         runs, eager = turns.engine[self.suite.name], turns.eager
-        found: dict[str, Any] = {"engine": summary([x for r in runs for x in r.steps])}
+        found: dict[str, Any] = {"engine": summary([x for r in runs for x in r.counted])}
         each = self.suite.batch * self.engine.program.positions / len(self.engine.program.steps)
         found["tokens_per_s"] = figure(1e3 * each / found["engine"]["median"])
         if eager:
-            found["eager"] = summary([x for e in eager for x in e.steps])
+            found["eager"] = summary([x for e in eager for x in e.counted])
             found["eager_tokens_per_s"] = figure(1e3 * each / found["eager"]["median"])
             found["eager_vs_engine"] = compare([e.median for e in eager], [r.median for r in runs])
         return {**found, **self._floor(found["engine"], visits.floors(self, runs))}

@@ -1,9 +1,9 @@
 """Whole images of engines and of the eager loop by turns, and short visits to a model again.
 
 A side's turn is all steps of an image: the first of them find the caches full of what the other
-sides read, and their threads asleep, and are a few of many; no step in the middle of an image
-follows a turn of others. What that leaves of the others in a figure, `arcompile.bench.overhead`
-measures.
+sides read, and their threads asleep; no other step follows a turn of others. Of long loops the
+first sixteen are left out of what is said of a step. What that leaves of the others in a figure,
+`arcompile.bench.overhead` measures.
 
 What another run will say depends on what minutes do to the machine, which no number of turns in
 one of them tells: `arcompile bench all` comes back to every model several times, each time in a
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from arcompile.bench.runner import Bench, Say
 
 SHORT, MOST = 3.0, 20  # seconds of turns at least, unless they are so many
+STEPS, WARM = 48, 16  # of a loop this long, the first steps of a turn that no figure counts
 
 
 def models() -> dict[str, list[str]]:
@@ -79,8 +80,12 @@ class Turn:
     read: float = 0.0
 
     @property
+    def counted(self) -> Sequence[float]:
+        return counted(self.steps)
+
+    @property
     def median(self) -> float:
-        return float(np.median(self.steps))
+        return float(np.median(self.counted))
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,11 @@ class Turns:
 
     engine: dict[str, list[Turn]]
     eager: list[Turn]
+
+
+def counted(steps: Sequence[float]) -> Sequence[float]:
+    """The steps of a turn that count: all of a short loop, whose steps are seldom alike."""
+    return steps[WARM:] if len(steps) >= STEPS else steps
 
 
 def draw(benches: Sequence[Bench], sampled: bool = False, most: int = MOST) -> Turns:
@@ -157,7 +167,7 @@ def image(b: Bench, turns: Turns) -> dict[str, Any]:
         "images_per_s": figure(b.suite.batch / best.s),
         "steps_s": figure(loop), "decoder_s": figure(best.decoder),
         "vs_parts": figure(best.s / (loop + best.decoder)),
-        "step": summary([x for r in runs for x in r.steps]),
+        "step": summary([x for r in runs for x in r.counted]),
         "floor_pairs": summary(alone, 1.0), "floor_with_caches": summary(caches, 1.0),
     }
     if not eager:
@@ -167,7 +177,7 @@ def image(b: Bench, turns: Turns) -> dict[str, Any]:
             "eager_decoder_s": figure(least.decoder),
             "eager_vs_engine": figure(least.s / best.s),
             "eager_s": summary([e.s for e in eager], 1.0),
-            "eager_step": summary([x for e in eager for x in e.steps]),
+            "eager_step": summary([x for e in eager for x in e.counted]),
             "eager_pairs": compare([e.s for e in eager], [r.s for r in runs]),
             "step_pairs": compare([e.median for e in eager], [r.median for r in runs])}
 
