@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,7 +38,7 @@ class Type:
 
     def size(self, sizes: Mapping[str, int] | None = None) -> int:
         """Number of elements."""
-        return dims.value(dims.product(self.shape), sizes or {})
+        return math.prod(dims.value(d, sizes or {}) for d in self.shape)
 
     def nbytes(self, sizes: Mapping[str, int] | None = None) -> int:
         return self.size(sizes) * DTYPES[self.dtype]

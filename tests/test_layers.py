@@ -135,6 +135,14 @@ def test_imports_with_nothing_installed():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+def test_a_checkout_imports_uninstalled():
+    """-S: without the hooks of an installed arcompile."""
+    code = "import arcompile\n" + "".join(f"import arcompile.{f}\n" for f in FOLDERS[1:])
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_import_is_quick():
     """`import arcompile` loads no heavy package, not even numpy."""
     code = f"import arcompile, sys; print(sorted(set(sys.modules) & {HEAVY | {'numpy'}!r}))"

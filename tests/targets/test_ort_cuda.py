@@ -40,6 +40,7 @@ class OnCpu(GraphModels):
 
 def opened(e, kind=OnCpu):
     made = kind(e.folder, ort.CPU, 1, set())
+    made.kernels = None  # those that nvcc may have built are for a GPU
     e.__dict__["models"] = made  # what `open` would have made on a GPU
     return made
 
