@@ -116,9 +116,12 @@ def empty(*shape: int, like: Any, dtype: Any = None) -> Any:
 
 
 def launch(fn: Any, grid: tuple[int, ...], *args: Any, warps: int = 4, stages: int = 2,
-           fusion: bool = True, **constants: Any) -> None:
-    """Run a Triton function over a grid. fusion: may a*b+c round once? Raises ArcError."""
+           fusion: bool = True, registers: int = 0, **constants: Any) -> None:
+    """Run a Triton function over a grid. fusion: may a*b+c round once? registers: at most so many
+    a thread, 0 as the compiler likes. Raises ArcError."""
     options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": fusion}
+    if registers:
+        options["maxnreg"] = registers
     if _recording is not None:
         _recording.append(Launch(fn, args, options, constants))
         return

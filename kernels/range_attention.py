@@ -343,18 +343,20 @@ def _small(c: Case) -> str:
 
 
 # A warp group multiplies 64 rows. Four of them on a processor, in two programs, multiply while
-# others take exponentials: 128 rows by 64 keys in 8 warps need 126 registers of 128 that each has.
-GROUPS = tuple({"blocks": (m, n), "warps": w, "stages": x} for m, n, w, x in (
-    (128, 64, 8, 2), (128, 64, 8, 3), (128, 64, 8, 4), (128, 64, 4, 2), (128, 64, 4, 3),
-    (128, 128, 8, 2), (128, 128, 8, 3), (128, 32, 8, 4), (64, 64, 4, 2), (64, 64, 4, 3),
-    (64, 64, 4, 4), (64, 128, 4, 2), (64, 128, 4, 3), (64, 32, 4, 4)))
+# others take exponentials, where a thread has no more than 128 registers (168: three of them).
+GROUPS = tuple({"blocks": (m, n), "warps": w, "stages": x, "registers": most}
+               for m, n, w, x, most in (
+    (128, 64, 8, 2, 0), (128, 64, 8, 3, 0), (128, 64, 8, 4, 0), (128, 64, 4, 2, 0),
+    (128, 64, 4, 3, 0), (128, 64, 4, 2, 168), (128, 128, 8, 2, 0), (128, 128, 8, 2, 128),
+    (128, 32, 8, 4, 0), (64, 64, 4, 2, 128), (64, 64, 4, 3, 128), (64, 64, 4, 3, 0),
+    (64, 64, 4, 4, 0), (64, 128, 4, 2, 0), (64, 128, 4, 2, 168), (64, 32, 4, 4, 0)))
 FEW = 2 * 132  # programs, two for each processor of an H100: fewer are halved
 
 
 @kernel("range_attention", takes=_small, tune=({}, *GROUPS))
 def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, scale: float,
        pages: Any = None, lengths: Any = None, blocks: Sequence[int] = (), warps: int = 0,
-       stages: int = 3) -> Any:
+       stages: int = 3, registers: int = 0) -> Any:
     """tiles seen whole in a loop of their own, pipelined and without masks; most keys first"""
     r, s, wide = q.shape
     e = wide // heads
@@ -369,7 +371,8 @@ def v3(q: Any, k: Any, v: Any, start: Any, end: Any, heads: int, kv_heads: int, 
     launch(_ends, (r * heads, cdiv(s, m)), q, k, v, start, end,
            start if lengths is None else lengths, start if pages is None else pages, out, s,
            k.shape[2], heads, kv_heads, count, scale * LOG2E, warps=warps,
-           stages=stages, M=m, N=n, E=pow2(e, 16), HEAD=e, PAGE=page, LENGTHS=lengths is not None)
+           stages=stages, registers=registers, M=m, N=n, E=pow2(e, 16), HEAD=e, PAGE=page,
+           LENGTHS=lengths is not None)
     return out
 
 
