@@ -146,7 +146,7 @@ def redrawn(e: Engine, tokens: Array) -> Array:
         if read & {name for name, _ in p.state}:
             loop.run()
         else:
-            loop.env["tokens"], loop.tokens = one[None], one[None]
+            loop.tokens = one[None]
             for call in p.finish:
                 loop._call(call, None)
         back.append(loop.runner.numpy(loop.env["pixels"]))

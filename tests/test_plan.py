@@ -14,7 +14,7 @@ from arcompile.errors import MACHINE, ArcError
 from arcompile.pipeline import parse_pipeline, run
 from arcompile.plan import Memory, Plan, plan, read_bytes, read_plan, refuse
 from arcompile.program import Call
-from arcompile.runtime.loop import zeros
+from arcompile.runtime.runner import zeros
 from arcompile.text import parse_graph
 from arcompile.weights import Store, of_arrays, used
 

@@ -7,47 +7,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from arcompile import dims
-from arcompile.errors import MACHINE, ArcError, quoted
-from arcompile.ir import Type, bind
-from arcompile.ops.tensor import NUMPY
+from arcompile.ir import bind
 from arcompile.program import Call, Draw, Program, Step
 from arcompile.runtime import rng
 from arcompile.runtime.preview import filled, partial
+from arcompile.runtime.runner import Array, Env, Runner
 from arcompile.runtime.window import Window
 
-Array = np.ndarray[Any, Any]
-Env = dict[str, Any]  # name -> numpy array, or a target's own handle
 AHEAD = 1 << 15  # numbers of noise drawn ahead for the turns of a loop
-
-
-class Runner(Protocol):
-    """One target's sessions for one run: private buffers over shared, read-only models."""
-
-    def state(self, name: str, t: Type, sizes: Mapping[str, int]) -> Any:
-        """A zeroed tensor to be carried."""
-
-    def run(self, graph: str, env: Env) -> Env:
-        """Run a graph on `env`; results by name. A result named as an input replaces it."""
-
-    def inputs(self, graph: str) -> list[str]:
-        """What the graph reads, by name."""
-
-    def by_row(self, graph: str) -> set[str]:
-        """Those of its results that have a row of their own for each row."""
-
-    def first(self, value: Any, rows: int) -> Any:
-        """The first rows of a value, as one of its own."""
-
-    def keep(self, graphs: set[str]) -> None:
-        """No others will be run: let go of the buffers of the rest."""
-
-    def numpy(self, value: Any) -> Array:
-        """The value as an array of its own."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +81,14 @@ class Loop:
         r = len(image)
         told = bind(program.inputs, {k: np.shape(v) for k, v in request.inputs.items()})
         self.sizes = program.sizes(**{**told, "b": b, "r": r})
-        self.tokens = np.full((b, program.positions), -1, np.int64)
+        self._tokens = np.full((b, program.positions), -1, np.int64)
+        self.pending: list[tuple[Array, Any]] = []  # positions, and tokens that were not read yet
+        self.begun: set[str] = set()  # graphs whose states are there
+        self.reads: dict[str, bool] = {}  # whether a graph reads the tokens
         self.past = np.zeros(r, np.int32)
         self.env: Env = {
             **request.inputs, "image": image, "row": np.arange(b), "null_row": null,
-            "is_null": np.arange(r) >= b, "past": self.past, "tokens": self.tokens,
+            "is_null": np.arange(r) >= b, "past": self.past, "tokens": self._tokens,
             "temperature": request.temperature, "top_k": request.top_k, "top_p": request.top_p,
             "most": np.array([_most(request, vocabulary)], np.int64),
             "scale": np.ones(b, np.float32),
@@ -126,6 +101,29 @@ class Loop:
         self.whole, self.ended = False, 0.0  # all is drawn; seconds of the finish, when it ran
         self.drew = False  # tokens; a program may draw continuous latents instead
         self.of_rows = {k for k, t in program.state if t.shape[:1] == ("r",)}
+
+    @property
+    def tokens(self) -> Array:
+        """What is committed so far, i64 [b,N], -1 elsewhere. To ask is to wait for it."""
+        self._flush()
+        return self._tokens
+
+    @tokens.setter
+    def tokens(self, value: Array) -> None:
+        self._tokens = self.env["tokens"] = value
+
+    def _flush(self) -> None:
+        if self.pending:
+            tokens = self._tokens.copy()  # a new one each time: graphs may have handed on the old
+            made = self.runner.arrays([token for _, token in self.pending])
+            for (where, _), found in zip(self.pending, made, strict=True):
+                tokens[:, where] = found
+            self.pending, self.tokens = [], tokens
+
+    def _wait(self) -> None:
+        """Until what was launched is done, so that times tell what it took."""
+        self._flush()
+        self.runner.wait()
 
     def _scales(self) -> Array:
         """Guidance by step and image, [steps, b]. Below 1 there is none, as upstream.
@@ -148,15 +146,18 @@ class Loop:
         self._draw("start", np.arange(self.p.positions))
         for call in self.p.prompt:
             self._call(call, None)
-        ready = clock()
-        before = clock()
+        self._wait()
+        before = ready = clock()
         for count in self._steps():
+            if on_step is not None:
+                self._wait()
             spent.append(clock() - before)
             self.whole = count == len(self.scales)
-            here = Progress(count, len(self.scales), self.tokens, lambda: partial(self))
-            if on_step is not None and on_step(here) is False:
+            if on_step is not None and on_step(Progress(
+                    count, len(self.scales), self.tokens, lambda: partial(self))) is False:
                 break
             before = clock()
+        self._wait()
         if finish and self.p.finish:
             self.end()
         end = clock()
@@ -181,6 +182,9 @@ class Loop:
 
     def _hold(self, graphs: set[str]) -> None:
         """Begin with what these graphs carry, where it has not begun."""
+        if graphs <= self.begun:
+            return
+        self.begun |= graphs
         read = {name for g in graphs for name in self.runner.inputs(g)}
         for name, t in self.p.state:
             if name in read and name not in self.env:
@@ -205,7 +209,8 @@ class Loop:
             if step.window:
                 yield from window.run(step, done)
             else:
-                self.env["scale"] = self.scales[done]
+                if (self.env["scale"] != self.scales[done]).any():  # the same lies there
+                    self.env["scale"] = self.scales[done]
                 self._step(i)
             self.past = self.env["past"] = self.past + np.int32(dims.value(step.append, self.sizes))
             done += _span(step)
@@ -218,7 +223,8 @@ class Loop:
     def _dismiss(self, done: int) -> None:
         """Unconditional twins that no later step guides by leave: fewer rows, the same images."""
         b, rest = self.q.images, self.scales[done:]
-        if self.sizes["r"] == b or self.keep_logits or not len(rest) or (rest != 1).any():
+        if self.sizes["r"] == b or self.keep_logits or not len(rest) or (rest[0] != 1).any() or (
+                rest != 1).any():
             return
         for name in self.of_rows & self.env.keys():
             self.env[name] = self.runner.first(self.env[name], b)
@@ -300,28 +306,37 @@ class Loop:
             self._run(call.graph, where)
 
     def _run(self, graph: str, where: Array | None) -> None:
+        self._ready(graph)
         out = self.runner.run(graph, self.env)
         self.env.update(out)
-        self.of_rows |= self.runner.by_row(graph)
         if where is not None and self.keep_logits and "logits" in out:
             rows = self.runner.numpy(out["logits"])
             self.logits.append((rows[self.env["row"]], rows[self.env["null_row"]]))
         if where is not None and "token" in out:
             self._commit(where, out["token"])
 
+    def _ready(self, graph: str) -> None:
+        """Have the tokens there for a graph that reads them."""
+        if graph not in self.reads:
+            self.reads[graph] = "tokens" in self.runner.inputs(graph)
+            self.of_rows |= self.runner.by_row(graph)
+        if self.reads[graph]:
+            self._flush()
+
     def _commit(self, where: Array, token: Any) -> None:
-        """New arrays each time: graphs may have handed on the old ones."""
+        """Tokens are read when they are asked for: a step need not wait for the one before."""
         self.drew = True
-        tokens = self.tokens.copy()
         if self.q.forced is not None:
+            tokens = self._tokens.copy()
             tokens[:, where] = self.q.forced[:, where]
             self.env["token"] = np.ascontiguousarray(tokens[:, where])
+            self.tokens = tokens
         else:
-            tokens[:, where] = self.runner.numpy(token)
-        self.tokens = self.env["tokens"] = tokens
+            self.pending.append((where, self.runner.held(token)))
 
     def _each(self, graph: str) -> None:
         """Image by image: bounded memory, and pixels that cannot depend on the batch."""
+        self._ready(graph)
         want = set(self.runner.inputs(graph))
         made: dict[str, list[Array]] = {}
         for i in range(self.q.images):
@@ -373,14 +388,3 @@ def _most(q: Request, vocabulary: int) -> int:
     """How many sorted logits the filters need: see filter_logits."""
     need = np.where(q.top_k > 0, q.top_k, np.where(q.top_p < 1, vocabulary, 1))
     return int(np.minimum(need, max(vocabulary, 1)).max(initial=1))
-
-
-def zeros(t: Type, sizes: Mapping[str, int]) -> Array:
-    shape = [dims.value(d, sizes) for d in t.shape]
-    if any(n < 0 for n in shape):
-        raise ArcError(f"state {t} has a negative size for {dict(sizes)}")
-    try:
-        return np.zeros(shape, NUMPY[t.dtype])
-    except (MemoryError, ValueError) as e:
-        raise ArcError(f"no memory for a state {t}: {quoted(e)}", code=MACHINE,
-                       hint="draw fewer images at once") from None

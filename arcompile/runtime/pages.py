@@ -17,7 +17,7 @@ from arcompile import dims
 from arcompile.errors import MACHINE, ArcError, quoted
 from arcompile.ir import Type
 from arcompile.ops.tensor import NUMPY
-from arcompile.runtime.loop import Array, zeros
+from arcompile.runtime.runner import Array, zeros
 
 SMALL = 1 << 18  # bytes below which a tensor may lie in the heap
 BLOCK = 64 << 20  # bytes of a block: it goes when its last tensor goes

@@ -110,4 +110,4 @@ class Window:
         tokens = loop.tokens.copy()
         tokens[rows, where[rows, columns]] = made[rows, columns]
         loop.drew = True
-        loop.tokens = loop.env["tokens"] = tokens
+        loop.tokens = tokens

@@ -18,8 +18,8 @@ from arcompile.ops.tensor import NUMPY
 from arcompile.plan import Memory
 from arcompile.program import Program
 from arcompile.runtime import bundle
-from arcompile.runtime.loop import Array, Env
 from arcompile.runtime.pages import Pages
+from arcompile.runtime.runner import Array, AtOnce, Env
 from arcompile.target import Event, Target, target
 from arcompile.targets import ort_profile
 from arcompile.targets.onnx_emit import DTYPES as ELEMENT
@@ -209,7 +209,7 @@ class Bound:
         self.sizes = dict(sizes)
 
 
-class Runner:
+class Runner(AtOnce):
     """One run: its own bindings and buffers over the shared sessions."""
 
     def __init__(self, models: Models):

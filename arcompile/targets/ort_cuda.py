@@ -21,7 +21,7 @@ from arcompile.ir import Type
 from arcompile.kernels import ort_cuda
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
-from arcompile.runtime.loop import Env
+from arcompile.runtime.runner import Env
 from arcompile.target import target
 from arcompile.targets.onnx_emit import DTYPES as ELEMENT
 from arcompile.targets.ort import Bound, Models, OrtCpu, Runner, runtime

@@ -14,13 +14,13 @@ from arcompile.errors import ArcError, quoted
 from arcompile.ir import Graph, Type, evaluate
 from arcompile.ops.tensor import NUMPY
 from arcompile.program import Program
-from arcompile.runtime.loop import Array, Env, zeros
+from arcompile.runtime.runner import Array, AtOnce, Env, zeros
 from arcompile.target import Target, target
 from arcompile.text import parse_graph, show_graph
 from arcompile.weights import Store, used
 
 
-class Runner:
+class Runner(AtOnce):
     """One run. Nothing is shared or updated in place, so there is nothing to hold."""
 
     def __init__(self, graphs: Mapping[str, Graph], weights: Mapping[str, Array]):

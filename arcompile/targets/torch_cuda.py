@@ -19,7 +19,7 @@ from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Type
 from arcompile.plan import Memory
 from arcompile.program import Program
-from arcompile.runtime.loop import Array, Env
+from arcompile.runtime.runner import Array, Env
 from arcompile.target import Event, target
 from arcompile.targets.reference import Reference, stored
 from arcompile.targets.torch_room import Room
@@ -119,6 +119,24 @@ class Runner:
             value = value.float()
         found: Array = value.cpu().numpy().copy()
         return found
+
+    def held(self, value: Any) -> Any:
+        """A copy on the device: nothing waits for it."""
+        with self.m.t.inference_mode():
+            return value if isinstance(value, np.ndarray) else value.clone()
+
+    def arrays(self, held: list[Any]) -> list[Array]:
+        """Moved together."""
+        if any(isinstance(x, np.ndarray) for x in held) or not held:
+            return [self.numpy(x) for x in held]
+        with self.m.t.inference_mode():
+            flat = self.numpy(self.m.t.cat([x.reshape(-1) for x in held]))
+        ends = np.cumsum([x.numel() for x in held])[:-1]
+        return [x.reshape(h.shape) for x, h in zip(np.split(flat, ends), held, strict=True)]
+
+    def wait(self) -> None:
+        if self.m.device == "cuda":
+            self.m.t.cuda.current_stream().synchronize()
 
 
 @target("torch-cpu")

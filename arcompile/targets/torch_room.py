@@ -16,7 +16,7 @@ import numpy as np
 
 from arcompile import debug
 from arcompile.errors import quoted
-from arcompile.runtime.loop import Env
+from arcompile.runtime.runner import Env
 from arcompile.targets.torch_ops import DTYPES
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from arcompile import dims
 from arcompile.errors import MACHINE, ArcError
 from arcompile.ir import Graph, Type, bind
 from arcompile.ops.tensor import NUMPY
-from arcompile.runtime.loop import Array, Env
+from arcompile.runtime.runner import Array, AtOnce, Env
 from arcompile.targets import ort
 
 BITS = {"bf16": np.uint16}  # how numpy carries what it has no type for
@@ -151,7 +151,7 @@ class Models:
         return Runner(self)
 
 
-class Runner:
+class Runner(AtOnce):
     """One run."""
 
     def __init__(self, models: Models):

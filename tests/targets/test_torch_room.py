@@ -19,7 +19,7 @@ from arcompile.family import FAMILIES
 from arcompile.pipeline import parse_pipeline
 from arcompile.target import TARGETS
 from arcompile.targets import torch_room
-from arcompile.targets.torch_cuda import Models
+from arcompile.targets.torch_cuda import Models, Runner
 
 torch = pytest.importorskip("torch")
 PASSES = TARGETS["torch-cpu"].passes
@@ -138,6 +138,14 @@ def test_at_once(folders, rehearsed, name):
         assert same(found[i, seed], drawn(plain, [i], seed)), (i, seed)
     assert len(found) == 8
     assert len(ours.models.idle) == 2
+
+
+def test_tokens_are_read_late(folders, rehearsed, monkeypatch):
+    """So they have to be held: the next step writes over them."""
+    plain, ours = pair(folders["llamagen"])
+    want = drawn(plain, [0], 1)
+    monkeypatch.setattr(Runner, "held", lambda self, value: value)
+    assert not same(drawn(ours, [0], 1), want)
 
 
 def test_logits_step_by_step(folders, rehearsed):
