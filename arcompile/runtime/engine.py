@@ -29,8 +29,8 @@ class Output:
     tokens int64 [B,N]; pixels float32 [B,3,H,W], the decoder's raw output, nominally [-1,1], and
     images uint8 [B,H,W,3] (both None without a decoder); latents float32 [B,N,C] for families that
     draw continuous tokens, whose `tokens` are [B,0]; timings in seconds: prompt, steps (a list; on
-    torch-cuda, without on_step, what launching them took), loop, finish, total; rounds int64 [rounds,B], of engines that draft: the positions each image
-    committed in each round.
+    torch-cuda, without on_step, what launching them took), loop, finish, total; rounds int64
+    [rounds,B], of engines that draft: the positions each image committed in each round.
     """
 
     tokens: Array
