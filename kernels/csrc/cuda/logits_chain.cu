@@ -5,7 +5,7 @@
 // one order always, those of the few in f64: the same input gives the same token.
 #include "arc.cuh"
 
-constexpr int BLOCK = 128, WARPS = 32, FEW = 128;  // FEW: values that are ranked
+constexpr int BLOCK = 128, WARPS = 16, MOST = 32, FEW = 128;  // FEW: values that are ranked
 constexpr int HALVES = 16;  // halvings between values; later ones halve what is left of their bits
 constexpr float NOTHING = -INFINITY;
 
@@ -18,6 +18,20 @@ __device__ inline float value_of(u32 key) {
   return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key);
 }
 
+// The next larger number.
+__device__ inline float next(float x) { return value_of(key_of(x) + 1); }
+
+// Is it? As a number, which counts in one addition and weighs in one fused with a product.
+__device__ inline float at_least(float x, float t) {
+#ifdef __CUDACC__
+  float is;
+  asm("set.ge.f32.f32 %0, %1, %2;" : "=f"(is) : "f"(x), "f"(t));
+  return is;
+#else
+  return x >= t;
+#endif
+}
+
 // Over a warp, the same bits in every lane.
 template <class T>
 __device__ inline T warp_sum(T x) {
@@ -27,7 +41,7 @@ __device__ inline T warp_sum(T x) {
 
 // What the block's warps tell each other, and the few.
 struct Room {
-  u32 told[2][3][WARPS];
+  u32 told[2][3][MOST];
   u32 token, count[2], edge[2];
   float few[FEW], mass[FEW];
   u32 top_k, most;
@@ -59,7 +73,7 @@ struct Values {
 };
 
 struct Found {
-  u32 above, from;  // values above, and at or above
+  u32 values;
   float mass;
 };
 
@@ -69,53 +83,50 @@ struct Block {
   Room* room;
   int turn = 0;
 
-  // Sums over the block of what every warp found. Told in two places in turn: who is slow to read one
-  // is seen at the barrier of the next.
+  // Where warps tell what they found, a place of two in turn: who is slow to read one is seen at the
+  // barrier of the next.
+  __device__ u32 (&told())[3][MOST] { return room->told[turn++ % 2]; }
+
+  // Of the values at or above t.
   template <bool MASS>
-  __device__ Found sum(u32 above, u32 from, float mass) {
-    u32(&told)[3][WARPS] = room->told[turn++ % 2];
-    const int lane = mine.lane;
-    above = __reduce_add_sync(~0u, above);
-    from = __reduce_add_sync(~0u, from);
+  __device__ Found from(float t) {
+    float many = 0, mass = 0;
+    mine.each([&](float x, float p, int) {
+      const float is = at_least(x, t);
+      many += is;
+      if (MASS) mass = fmaf(p, is, mass);
+    });
+    u32(&here)[3][MOST] = told();
+    const u32 sum = __reduce_add_sync(~0u, static_cast<u32>(many));
     if (MASS) mass = warp_sum(mass);
-    if (lane == 0) {
-      told[0][mine.warp] = above;
-      told[1][mine.warp] = from;
-      if (MASS) told[2][mine.warp] = __float_as_uint(mass);
+    if (mine.lane == 0) {
+      here[0][mine.warp] = sum;
+      if (MASS) here[1][mine.warp] = __float_as_uint(mass);
     }
     __syncthreads();
-    const bool real = lane < mine.warps;
-    return {__reduce_add_sync(~0u, real ? told[0][lane] : 0u),
-            __reduce_add_sync(~0u, real ? told[1][lane] : 0u),
-            MASS ? warp_sum(real ? __uint_as_float(told[2][lane]) : 0.0f) : 0.0f};
+    const bool real = mine.lane < mine.warps;
+    return {__reduce_add_sync(~0u, real ? here[0][mine.lane] : 0u),
+            MASS ? warp_sum(real ? __uint_as_float(here[1][mine.lane]) : 0.0f) : 0.0f};
   }
 
   // The smallest of the values at or above `low` above which no more than `most` lies: of values, or of
   // mass. `low` is one, n are at or above it.
   template <bool MASS>
   __device__ float edge(float low, u32 n, float most) {
-    u32 lo = key_of(low), hi = key_of(mine.best) + 1, above = 0;
-    float mass = 0;  // at or above hi
+    float lo = low, hi = next(mine.best), mass = 0;  // mass, and how many: at or above hi
+    u32 above = 0;
     for (int i = 0; n - above > FEW; ++i) {
-      u32 mid = key_of(value_of(lo) / 2 + value_of(hi) / 2);
-      if (i >= HALVES || mid <= lo || mid >= hi) mid = lo + (hi - lo) / 2;
-      if (mid == lo) return value_of(lo);
-      const float t = value_of(mid);
-      u32 some = 0;
-      float heavy = 0;
-      mine.each([&](float x, float p, int) {
-        if (x >= t) {
-          ++some;
-          if (MASS) heavy += p;
-        }
-      });
-      const Found found = sum<MASS>(some, 0, heavy);
-      if ((MASS ? found.mass : static_cast<float>(found.above)) > most) lo = mid, n = found.above;
-      else hi = mid, above = found.above, mass = found.mass;
+      float t = lo / 2 + hi / 2;
+      if (i >= HALVES || !(t > lo && t < hi)) {
+        t = value_of(key_of(lo) + (key_of(hi) - key_of(lo)) / 2);
+        if (!(t > lo)) return lo;
+      }
+      const Found found = from<MASS>(t);
+      if ((MASS ? found.mass : static_cast<float>(found.values)) > most) lo = t, n = found.values;
+      else hi = t, above = found.values, mass = found.mass;
     }
-    const float from = value_of(lo), to = value_of(hi);
     mine.each([&](float x, float p, int) {
-      if (!(x >= from && x < to)) return;
+      if (!(x >= lo && x < hi)) return;
       const u32 i = atomicAdd(&room->count[MASS], 1u);
       room->few[i] = x;
       if (MASS) room->mass[i] = p;
@@ -145,20 +156,12 @@ struct Block {
     const u32 k = min(top_k, most);
     if (k > 0 && finite >= k) floor = edge<false>(lowest, finite, static_cast<float>(k - 1));
     if (!(top_p < 1)) return floor;
-    u32 above = 0, from = 0;
-    float mass = 0;
-    mine.each([&](float x, float p, int) {
-      from += x >= floor;
-      if (x > floor) {
-        ++above;
-        mass += p;
-      }
-    });
-    const Found found = sum<true>(above, from, mass);
-    const float ties = static_cast<float>(min(found.from, most) - min(found.above, most));
-    const float total = found.mass + ties * expf(floor - mine.best);
+    const Found more = from<true>(next(floor));
+    const u32 same = from<false>(floor).values;
+    const float ties = static_cast<float>(min(same, most) - min(more.values, most));
+    const float total = more.mass + ties * expf(floor - mine.best);
     if (floor == NOTHING) return edge<true>(lowest, finite, top_p * total);
-    return edge<true>(floor, found.from, top_p * total);
+    return edge<true>(floor, same, top_p * total);
   }
 };
 
@@ -206,7 +209,7 @@ __device__ inline Four<T> four(const T* p, int at, int v, bool whole) {
 }
 
 template <class T, int B>
-__global__ void __launch_bounds__(B == 1 ? 16 * WARPS : 32 * WARPS)
+__global__ void __launch_bounds__(32 * (B ? WARPS : MOST))
 logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const float* scale,
              const float* temperature, const int64_t* top_k, const float* top_p, const int64_t* most,
              const float* noise, int64_t* token, int c, int v) {
@@ -231,9 +234,9 @@ logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const
   for (int i = threadIdx.x; i < 32 * each; i += blockDim.x) sums[i] = 0;
   const bool whole = v % 4 == 0 && (reinterpret_cast<uintptr_t>(own) | reinterpret_cast<uintptr_t>(
                                         twin)) % sizeof(Four<T>) == 0;
-  const auto value = [&](T a, T z, int at) {
-    const float x = arc_float(a), apart = x - arc_float(z), guided = x + more * apart;
-    return at < v ? (divisor == 1 ? guided : guided / divisor) : NOTHING;
+  const auto guided = [&](T a, T z, int at) {
+    const float x = arc_float(a), apart = x - arc_float(z);
+    return at < v ? x + more * apart : NOTHING;
   };
   const auto ask = [&] {  // once the logits are on their way
     if (threadIdx.x) return;
@@ -243,21 +246,23 @@ logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const
   if constexpr (B > 0) {
     Four<T> a[B], z[B];
 #pragma unroll
-    for (int j = 0; j < B; ++j) {
-      a[j] = four(own, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
-      z[j] = four(twin, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
-    }
+    for (int j = 0; j < B; ++j) a[j] = four(own, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
+#pragma unroll
+    for (int j = 0; j < B; ++j) z[j] = four(twin, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
     ask();
 #pragma unroll
     for (int n = 0; n < 4 * B; ++n)
-      mine.x[n] = value(a[n / 4].x[n % 4], z[n / 4].x[n % 4],
-                        (warp + n / 4 * warps) * BLOCK + 4 * lane + n % 4);
+      mine.x[n] = guided(a[n / 4].x[n % 4], z[n / 4].x[n % 4],
+                         (warp + n / 4 * warps) * BLOCK + 4 * lane + n % 4);
+    if (divisor != 1)
+#pragma unroll
+      for (int n = 0; n < 4 * B; ++n) mine.x[n] /= divisor;
   } else {
     ask();
     for (int j = warp; j < mine.blocks; j += warps) {
       const int at = j * BLOCK + 4 * lane;
       const Four<T> a = four(own, at, v, whole), z = four(twin, at, v, whole);
-      for (int n = 0; n < 4; ++n) mine.shared[at + n] = value(a.x[n], z.x[n], at + n);
+      for (int n = 0; n < 4; ++n) mine.shared[at + n] = guided(a.x[n], z.x[n], at + n) / divisor;
     }
   }
   // the largest value, the lowest that is there, and how many are
@@ -267,7 +272,7 @@ logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const
     high = fmaxf(high, x);
     if (x > NOTHING) low = fminf(low, x), ++finite;
   });
-  u32(&told)[3][WARPS] = room->told[block.turn++ % 2];
+  u32(&told)[3][MOST] = block.told();
   const u32 mine_high = __reduce_max_sync(~0u, key_of(high)), mine_low = __reduce_min_sync(~0u, key_of(low));
   finite = __reduce_add_sync(~0u, finite);
   if (lane == 0) told[0][warp] = mine_high, told[1][warp] = mine_low, told[2][warp] = finite;
@@ -327,7 +332,7 @@ int chain(const void* logits, const void* row, const void* null_row, const void*
           const void* temperature, const void* top_k, const void* top_p, const void* most,
           const void* noise, void* token, int cells, int c, int v, void* stream) {
   const int blocks = (v + BLOCK - 1) / BLOCK, each = (blocks + 31) / 32;
-  const int warps = B ? (blocks + B - 1) / (B ? B : 1) : WARPS;
+  const int warps = B ? (blocks + B - 1) / (B ? B : 1) : MOST;
   const int shared = static_cast<int>(sizeof(Room)) + 4 * (32 * each + (B ? 0 : blocks * BLOCK));
   return arc_launch(logits_chain<T, B>, dim3(cells), 32 * warps, shared, stream, (const T*)logits,
                     (const int64_t*)row, (const int64_t*)null_row, (const float*)scale,
@@ -342,8 +347,8 @@ ARC_EXPORT int arc_logits_chain(int dtype, const void* logits, const void* row,
                                 const void* noise, void* token, int cells, int c, int v, void* stream) {
   const int blocks = (v + BLOCK - 1) / BLOCK;
 #define CALL(T)                                                                                       \
-  (blocks <= WARPS / 2 ? chain<T, 1> : blocks <= 2 * WARPS ? chain<T, 2>                              \
-                                     : blocks <= 4 * WARPS ? chain<T, 4> : chain<T, 0>)(              \
+  (blocks <= WARPS ? chain<T, 1> : blocks <= 4 * WARPS ? chain<T, 4>                                 \
+                               : blocks <= 8 * WARPS ? chain<T, 8> : chain<T, 0>)(                   \
       logits, row, null_row, scale, temperature, top_k, top_p, most, noise, token, cells, c, v, stream)
   ARC_DTYPES(dtype, CALL)
 #undef CALL
