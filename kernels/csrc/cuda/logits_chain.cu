@@ -137,8 +137,9 @@ struct Block {
       const float x = room->few[i];
       u32 more = 0;
       double heavy = 0;
-      for (int j = lane; j < count; j += 32)
-        if (room->few[j] > x) {
+#pragma unroll
+      for (int j = lane; j < FEW; j += 32)
+        if (j < count && room->few[j] > x) {
           ++more;
           if (MASS) heavy += room->mass[j];
         }
@@ -160,8 +161,8 @@ struct Block {
     const u32 same = from<false>(floor).values;
     const float ties = static_cast<float>(min(same, most) - min(more.values, most));
     const float total = more.mass + ties * expf(floor - mine.best);
-    if (floor == NOTHING) return edge<true>(lowest, finite, top_p * total);
-    return edge<true>(floor, same, top_p * total);
+    const bool all = floor == NOTHING;
+    return edge<true>(all ? lowest : floor, all ? finite : same, top_p * total);
   }
 };
 
@@ -198,10 +199,9 @@ struct alignas(4 * sizeof(T)) Four {
   T x[4];
 };
 
-// Four values from token `at` on; those beyond v are not there.
+// Four values from token `at` on, one by one; those beyond v are not there.
 template <class T>
-__device__ inline Four<T> four(const T* p, int at, int v, bool whole) {
-  if (whole && at < v) return *reinterpret_cast<const Four<T>*>(p + at);
+__device__ inline Four<T> four(const T* p, int at, int v) {
   Four<T> out = {};
   for (int n = 0; n < 4; ++n)
     if (at + n < v) out.x[n] = p[at + n];
@@ -244,11 +244,21 @@ logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const
     room->top_p = top_p[b], room->noise[0] = noise[2 * cell], room->noise[1] = noise[2 * cell + 1];
   };
   if constexpr (B > 0) {
-    Four<T> a[B], z[B];
+    Four<T> a[B] = {}, z[B] = {};
+    if (whole) {
 #pragma unroll
-    for (int j = 0; j < B; ++j) a[j] = four(own, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
+      for (int j = 0; j < B; ++j)
+        if (const int at = (warp + j * warps) * BLOCK + 4 * lane; at < v) {
+          a[j] = *reinterpret_cast<const Four<T>*>(own + at);
+          z[j] = *reinterpret_cast<const Four<T>*>(twin + at);
+        }
+    } else {
 #pragma unroll
-    for (int j = 0; j < B; ++j) z[j] = four(twin, (warp + j * warps) * BLOCK + 4 * lane, v, whole);
+      for (int j = 0; j < B; ++j) {
+        a[j] = four(own, (warp + j * warps) * BLOCK + 4 * lane, v);
+        z[j] = four(twin, (warp + j * warps) * BLOCK + 4 * lane, v);
+      }
+    }
     ask();
 #pragma unroll
     for (int n = 0; n < 4 * B; ++n)
@@ -261,7 +271,7 @@ logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const
     ask();
     for (int j = warp; j < mine.blocks; j += warps) {
       const int at = j * BLOCK + 4 * lane;
-      const Four<T> a = four(own, at, v, whole), z = four(twin, at, v, whole);
+      const Four<T> a = four(own, at, v), z = four(twin, at, v);
       for (int n = 0; n < 4; ++n) mine.shared[at + n] = guided(a.x[n], z.x[n], at + n) / divisor;
     }
   }
