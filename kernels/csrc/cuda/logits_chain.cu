@@ -209,7 +209,7 @@ __device__ inline Four<T> four(const T* p, int at, int v) {
 }
 
 template <class T, int B>
-__global__ void __launch_bounds__(32 * (B ? WARPS : MOST))
+__global__ void __launch_bounds__(32 * (B ? WARPS : MOST), 1)
 logits_chain(const T* logits, const int64_t* row, const int64_t* null_row, const float* scale,
              const float* temperature, const int64_t* top_k, const float* top_p, const int64_t* most,
              const float* noise, int64_t* token, int c, int v) {
