@@ -9,7 +9,7 @@ output; sums are f32. All a product of so few rows waits for is its weights, so 
 in how many bytes of them are on their way. https://arxiv.org/abs/2002.05202 https://arxiv.org/abs/1910.07467
 
 v1  a program some outputs, by tiles of the weights
-v2  CUDA: rows of weights whole in registers, on sm_90 read while the kernel before still runs
+v2  CUDA: a block's weights whole in registers, on sm_90 read while the kernel before still runs
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 MOST = 8  # rows
-WARPS = 8  # of a block of v2
-FILL = 2048  # warps that keep a large GPU's memory busy
+WHOLE = 1280  # numbers of a row that 8 warps hold
 
 
 def inputs(c: Case, rng: np.random.Generator) -> dict[str, Any]:
@@ -149,23 +148,19 @@ def v1(x: Any, w: Any, *, eps: float, up: Any = None, weight: Any = None, y: Any
 
 
 def _aligned(c: Case) -> str:
-    if reason := _rows(c):
-        return reason
-    if c.k % 8:
-        return f"rows of {c.k} numbers, its lanes read 8 at once"
-    room = 4 * c.k * (2 if c.rows <= 2 else 4 if c.rows <= 4 else 8) + 1024
-    return "" if room <= cuda.SHARED else f"{c.rows} rows of {c.k} numbers do not fit shared memory"
+    return _rows(c) or ("" if c.k % 8 == 0 else
+                        f"rows of {c.k} numbers, its lanes read 8 at once")
 
 
 @kernel("few_linear", needs=("nvcc",), dtypes=("f16", "bf16"), takes=_aligned,
-        tune=[{"ways": n} for n in (1, 2, 4, 8)])
+        tune=({"warps": 8}, {"warps": 16}))
 def v2(x: Any, w: Any, *, eps: float, up: Any = None, weight: Any = None, y: Any = None,
-       ways: int = 0) -> Any:
-    """CUDA: rows of weights whole in registers, read while the kernel before still runs"""
+       warps: int = 0) -> Any:
+    """CUDA: a block's weights whole in registers, read while the kernel before still runs"""
     (rows, k), n = x.shape, len(w)
     out = empty(rows, n, like=x)
-    ways = ways or next((i for i in (1, 2, 4) if n * i >= FILL and k <= 2048 * i), 8)
-    cuda.call("few_linear", x, w, up, weight, y, out, rows, k, n, ways, float(eps), like=x)
+    cuda.call("few_linear", x, w, up, weight, y, out, rows, k, n,
+              warps or (8 if k <= WHOLE else 16), float(eps), like=x)
     return out
 
 

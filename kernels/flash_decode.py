@@ -7,7 +7,7 @@ neighbours of a head in a byte, the even one low. https://arxiv.org/abs/2311.012
 
 v1  one program a head
 v2  the keys split over programs, and a second launch that joins what they found
-v3  CUDA: 16 bytes a lane and key, two keys on their way, so that few heads keep memory busy
+v3  CUDA: 16 bytes a lane and key, several keys on their way, so that few heads keep memory busy
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from arcompile.kernels import cuda
 from arcompile.kernels.lang import Array, cdiv, empty, jit, launch, pow2, tl
 
 LEVELS = {"int8": 127, "int4": 7}
+BLOCKS = 512  # that keep a large GPU's memory busy
+LONG = 640  # slots that one block takes
 
 
 def inputs(c: Case, rng: np.random.Generator) -> dict[str, Any]:
@@ -319,21 +321,28 @@ def v2(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, 
     return _run(splits, q, k, v, kc, vc, past, cos, sin, **more)
 
 
+def _parts(heads: int, slots: int) -> int:
+    """Of the keys: a second launch costs more than a few hundred keys do."""
+    return 1 if slots <= LONG else cdiv(BLOCKS, heads)
+
+
 def _wide(c: Case) -> str:
     if reason := _fits(c):
         return reason
     return "" if c.e % 8 == 0 else f"heads of {c.e}, its lanes hold 8 numbers each"
 
 
-@kernel("flash_decode", needs=("nvcc",), takes=_wide, tune=[{"splits": n} for n in (1, 4, 8, 16)])
+@kernel("flash_decode", needs=("nvcc",), takes=_wide, tune=[
+    {"splits": n, "warps": w} for n, w in (
+        (1, 16), (2, 16), (4, 16), (1, 4), (4, 4), (8, 4), (16, 4))])
 def v3(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, heads: int,
        kv_heads: int, scale: float, interleaved: bool, kv: str = "", ks: Any = None, vs: Any = None,
-       splits: int = 8, **_: Any) -> tuple[Any, ...]:
-    """CUDA: 16 bytes a lane and key, two keys on their way, so that few heads keep memory busy"""
+       splits: int = 0, warps: int = 0, **_: Any) -> tuple[Any, ...]:
+    """CUDA: 16 bytes a lane and key, several on their way, so that few heads keep memory busy"""
     import torch
 
     r, slots, e = q.shape[0], kc.shape[2], q.shape[2] // heads
-    chunk = cdiv(cdiv(slots, splits), 32) * 32
+    chunk = cdiv(cdiv(slots, splits or _parts(r * heads, slots)), 32) * 32
     splits = cdiv(slots, chunk)
     out = empty(*q.shape, like=q)
     part = empty(r * heads, splits, e + 2, like=q, dtype=torch.float32) if splits > 1 else None
@@ -341,7 +350,7 @@ def v3(q: Any, k: Any, v: Any, kc: Any, vc: Any, past: Any, cos: Any, sin: Any, 
         q, k, v = (x.contiguous() for x in (q, k, v))
     cuda.call("flash_decode", ("", "int8", "int4").index(kv), q, k, v, q.stride(0), k.stride(0), kc,
               vc, ks, vs, past, cuda.DTYPES[str(cos.dtype)], cos, sin, len(cos), int(interleaved),
-              out, part, r, heads, kv_heads, e, slots, splits, chunk, float(scale), like=q)
+              out, part, r, heads, kv_heads, e, slots, splits, chunk, warps, float(scale), like=q)
     return (out, kc, vc, ks, vs) if kv else (out, kc, vc)
 
 

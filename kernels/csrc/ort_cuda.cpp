@@ -26,7 +26,7 @@ int arc_logits_chain(int dtype, const void* logits, const void* row, const void*
 int arc_flash_decode(int dtype, int kv, const void* q, const void* k, const void* v, int q_row, int kv_row,
                      void* kc, void* vc, void* ks, void* vs, const void* past, int table, const void* cos,
                      const void* sin, int positions, int pairs, void* out, void* part, int r, int heads,
-                     int kv_heads, int e, int slots, int splits, int chunk, float scale, void* stream);
+                     int kv_heads, int e, int slots, int splits, int chunk, int warps, float scale, void* stream);
 int arc_append(int dtype, const void* q, const void* k, const void* v, int q_row, int kv_row, void* kc,
                void* vc, const void* past, int table, const void* cos, const void* sin, int positions,
                int pairs, void* turned, int r, int s, int heads, int kv_heads, int e, int slots,
@@ -112,6 +112,7 @@ ort::Status* logits_chain(void*, ort::Context* c) {
 }
 
 constexpr int64_t BLOCKS = 512;  // about four for each processor of an H100
+constexpr int64_t LONG = 640;  // slots that one block takes
 constexpr int64_t PART = 64;    // keys that are worth a block
 
 // qkv [r,s,(h+2g)*e], caches k and v [r,g,slots,e], past i32[r], cos and sin [positions,e/2], how i64[4]
@@ -124,8 +125,8 @@ ort::Status* flash_decode(void*, ort::Context* c) {
   constexpr int64_t WIDTH = DTYPE ? 2 : 4;
   const int64_t r = qkv.dims[0], s = qkv.dims[1], heads = how.i64()[0], groups = how.i64()[1];
   const int64_t slots = k.dims[2], e = k.dims[3], stride = qkv.dims[2], each = heads * r;
-  int64_t splits = std::clamp<int64_t>(BLOCKS / std::max<int64_t>(each, 1), 1,
-                                       std::max<int64_t>(slots / PART, 1));
+  int64_t splits = slots <= LONG ? 1 : std::clamp<int64_t>(BLOCKS / std::max<int64_t>(each, 1), 1,
+                                                           std::max<int64_t>(slots / PART, 1));
   const int64_t chunk = ((slots + splits - 1) / splits + 31) / 32 * 32;
   splits = std::max<int64_t>((slots + chunk - 1) / chunk, 1);
   const int64_t work = s == 1 ? each * splits * (e + 2) : (each * s * e * WIDTH + 3) / 4;
@@ -143,7 +144,7 @@ ort::Status* flash_decode(void*, ort::Context* c) {
     code = arc_flash_decode(DTYPE, 0, qkv.data, key, value, row, row, keys.data, values.data, nullptr,
                             nullptr, past.data, DTYPE, cos.data, sin.data, n(cos.dims[0]), pairs, out.data,
                             room.data, n(r), n(heads), n(groups), n(e), n(slots), n(splits), n(chunk),
-                            scale.f32()[0], on);
+                            0, scale.f32()[0], on);
   if (code || s == 1) return done(code);
   code = arc_append(DTYPE, qkv.data, key, value, row, row, keys.data, values.data, past.data, DTYPE,
                     cos.data, sin.data, n(cos.dims[0]), pairs, room.data, n(r), n(s), n(heads), n(groups),

@@ -72,11 +72,15 @@ __device__ inline Line arc_stream(const Line* p) {
   return v;
 }
 
+// It will be read soon. A hint: what others still write is read anew.
+__device__ inline void arc_prefetch(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+
 // What a kernel that ended a moment ago wrote: from L2, past what this multiprocessor holds of it.
 __device__ inline Line arc_line(const Line* p) {
   const uint4 v = __ldcg(reinterpret_cast<const uint4*>(p));
   return {{v.x, v.y, v.z, v.w}};
 }
+__device__ inline int arc_fresh(const int* p) { return __ldcg(p); }
 __device__ inline float arc_fresh(const __half* p) { return __half2float(__ldcg(p)); }
 __device__ inline float arc_fresh(const __nv_bfloat16* p) { return __bfloat162float(__ldcg(p)); }
 #else

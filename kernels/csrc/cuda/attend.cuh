@@ -4,7 +4,6 @@
 #include "arc.cuh"
 
 constexpr int WIDE = 8;
-constexpr int AHEAD = 2;           // keys of a team that are on their way at once
 constexpr float NEVER = -1e30f;    // below every score; finite, so that differences are numbers
 constexpr float LOG2E = 1.4426950408889634f;
 
@@ -61,8 +60,9 @@ __device__ inline float dot(const float (&a)[WIDE], const float (&b)[WIDE], int 
   return team_sum(sum, lanes);
 }
 
-// Keys first, first + 1 .. last - 1 by `teams` teams; read(slot, key, value) reads what this lane holds.
-template <class Read>
+// Keys first, first + 1 .. last - 1 by `teams` teams, AHEAD of a team on their way at once; read(slot, key,
+// value) reads what this lane holds.
+template <int AHEAD, class Read>
 __device__ inline void scan(Met& met, const float (&q)[WIDE], int first, int last, int team, int teams,
                             int lanes, Read read) {
   for (int at = first; at < last; at += AHEAD * teams) {

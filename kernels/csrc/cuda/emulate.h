@@ -223,7 +223,9 @@ int arc_launch_early(void (*kernel)(P...), dim3 grid, int threads, int shared, v
 }
 inline void arc_wait() {}
 inline void arc_let_next() {}
+inline void arc_prefetch(const void*) {}
 inline Line arc_stream(const Line* p) { return *p; }
 inline Line arc_line(const Line* p) { return *p; }
+inline int arc_fresh(const int* p) { return *p; }
 inline float arc_fresh(const __half* p) { return __half2float(*p); }
 inline float arc_fresh(const __nv_bfloat16* p) { return __bfloat162float(*p); }

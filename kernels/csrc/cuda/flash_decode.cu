@@ -3,7 +3,8 @@
 // several a second launch joins those. A cache holds numbers of T, or integers with a scale a slot.
 #include "attend.cuh"
 
-constexpr int WARPS = 4;
+constexpr int MOST_WARPS = 16;
+constexpr int FEW = 128;  // blocks that leave most of a large GPU to each
 enum { PLAIN, INT8, INT4 };  // what a cache holds
 
 // Rows of new tokens, and the tables that turn them.
@@ -40,6 +41,13 @@ template <class T, int KV>
 struct Cache {
   void* values;
   float* scales;
+
+  // Slots from `first` on will be read soon.
+  __device__ void fetch(long first, int count, int e) const {
+    const long wide = KV == PLAIN ? e * sizeof(T) : KV == INT8 ? e : e / 2;
+    const char* const from = static_cast<const char*>(values) + first * wide;
+    for (long i = threadIdx.x * 128L; i < count * wide; i += blockDim.x * 128L) arc_prefetch(from + i);
+  }
 
   __device__ void read(long slot, int e, int at, float (&out)[WIDE]) const {
     if (KV == PLAIN) return ::read(static_cast<const T*>(values) + slot * e + at, out);
@@ -86,20 +94,24 @@ struct Cache {
 
 // q, k and v lie in rows of their own, or in one (`q_row` and `kv_row` numbers apart). part [r*h,splits,
 // e+2] holds values, the largest score and the masses' sum of each part; null where there is one.
-template <class T, int KV>
-__global__ void __launch_bounds__(32 * WARPS)
+// AHEAD: keys of a team that are on their way at once.
+template <class T, int KV, int AHEAD>
+__global__ void __launch_bounds__(AHEAD == 2 ? 128 : 32 * MOST_WARPS)
 flash_decode(const T* q, const T* k, const T* v, long q_row, long kv_row, Cache<T, KV> kc,
              Cache<T, KV> vc, const int* past, Turn turn, T* out, float* part, int heads, int kv_heads,
              int slots, int chunk, float scale) {
   arc_let_next();
-  arc_wait();
   ARC_SHARED(memory);
-  float* const room = reinterpret_cast<float*>(memory);  // [WARPS,e+2]
-  const int e = turn.e, lanes = lanes_of(e), teams = WARPS * 32 / lanes;
+  float* const room = reinterpret_cast<float*>(memory);  // [warps,e+2]
+  const int warps = blockDim.x / 32, e = turn.e, lanes = lanes_of(e), teams = warps * 32 / lanes;
   const int team = threadIdx.x / lanes, lane = threadIdx.x % 32, at = lane % lanes * WIDE;
   const int row = blockIdx.x / heads, head = blockIdx.x % heads, group = heads / kv_heads;
-  const int filled = max(0, min(past[row], slots - 1));  // nobody writes beyond a cache
   const long own = static_cast<long>(row) * kv_heads + head / group, base = own * slots;
+  const int begin = blockIdx.y * chunk, told = max(0, min(arc_fresh(past + row), slots - 1));
+  kc.fetch(base + begin, min(told, begin + chunk) - begin, e);
+  vc.fetch(base + begin, min(told, begin + chunk) - begin, e);
+  arc_wait();
+  const int filled = max(0, min(arc_fresh(past + row), slots - 1));  // nobody writes beyond a cache
   float query[WIDE];
   turn.read(q + row * q_row + static_cast<long>(head) * e, filled, at, query);
   for (float& x : query) x *= scale * LOG2E;
@@ -115,8 +127,7 @@ flash_decode(const T* q, const T* k, const T* v, long q_row, long kv_row, Cache<
     const float score = dot(query, key, lanes);
     if (team == 0) met.join(score, 1, value);
   }
-  const int first = blockIdx.y * chunk;
-  scan(met, query, first, min(filled, first + chunk), team, teams, lanes,
+  scan<AHEAD>(met, query, begin, min(filled, begin + chunk), team, teams, lanes,
        [&](int slot, float (&key)[WIDE], float (&value)[WIDE]) {
          for (int i = 0; i < WIDE; ++i) key[i] = value[i] = 0;
          if (at >= e) return;
@@ -132,12 +143,12 @@ flash_decode(const T* q, const T* k, const T* v, long q_row, long kv_row, Cache<
   }
   __syncthreads();
   float most = NEVER, total = 0;
-  for (int w = 0; w < WARPS; ++w) most = fmaxf(most, room[w * (e + 2) + e]);
-  for (int w = 0; w < WARPS; ++w)
+  for (int w = 0; w < warps; ++w) most = fmaxf(most, room[w * (e + 2) + e]);
+  for (int w = 0; w < warps; ++w)
     total += room[w * (e + 2) + e + 1] * exp2f(room[w * (e + 2) + e] - most);
-  for (int i = threadIdx.x; i < e; i += 32 * WARPS) {
+  for (int i = threadIdx.x; i < e; i += blockDim.x) {
     float sum = 0;
-    for (int w = 0; w < WARPS; ++w) sum += room[w * (e + 2) + i] * exp2f(room[w * (e + 2) + e] - most);
+    for (int w = 0; w < warps; ++w) sum += room[w * (e + 2) + i] * exp2f(room[w * (e + 2) + e] - most);
     const long cell = blockIdx.x;
     if (part) part[(cell * gridDim.y + blockIdx.y) * (e + 2) + i] = sum;
     else arc_store(out + cell * e + i, sum / total);
@@ -192,10 +203,12 @@ __global__ void append(const T* q, const T* k, const T* v, long q_row, long kv_r
 template <class T, int KV>
 int decode(const void* q, const void* k, const void* v, long q_row, long kv_row, void* kc, void* vc,
            void* ks, void* vs, const int* past, Turn turn, void* out, float* part, int r, int heads,
-           int kv_heads, int slots, int splits, int chunk, float scale, void* stream) {
-  const int room = WARPS * (turn.e + 2) * static_cast<int>(sizeof(float));
+           int kv_heads, int slots, int splits, int chunk, int warps, float scale, void* stream) {
+  if (!warps) warps = r * heads * splits <= FEW ? MOST_WARPS : 4;
+  const int room = warps * (turn.e + 2) * static_cast<int>(sizeof(float));
+  const auto kernel = warps > 4 ? flash_decode<T, KV, 4> : flash_decode<T, KV, 2>;
   const int code = arc_launch_early(
-      flash_decode<T, KV>, dim3(r * heads, splits), 32 * WARPS, room, stream, (const T*)q, (const T*)k,
+      kernel, dim3(r * heads, splits), 32 * warps, room, stream, (const T*)q, (const T*)k,
       (const T*)v, q_row, kv_row, Cache<T, KV>{kc, (float*)ks}, Cache<T, KV>{vc, (float*)vs}, past, turn,
       (T*)out, splits > 1 ? part : nullptr, heads, kv_heads, slots, chunk, scale);
   if (code || splits == 1) return code;
@@ -203,17 +216,17 @@ int decode(const void* q, const void* k, const void* v, long q_row, long kv_row,
                           turn.e, splits);
 }
 
-// table: the dtype of cos and sin. kv: what the caches hold, as integers where it is not 0, with scales
+// warps of a block; 0: as their number suggests. table: the dtype of cos and sin. kv: what the caches hold, as integers where it is not 0, with scales
 // ks and vs. Returns a CUDA error code, 0 for none.
 ARC_EXPORT int arc_flash_decode(int dtype, int kv, const void* q, const void* k, const void* v, int q_row,
                                 int kv_row, void* kc, void* vc, void* ks, void* vs, const void* past,
                                 int table, const void* cos, const void* sin, int positions, int pairs,
                                 void* out, void* part, int r, int heads, int kv_heads, int e, int slots,
-                                int splits, int chunk, float scale, void* stream) {
+                                int splits, int chunk, int warps, float scale, void* stream) {
   const Turn turn{cos, sin, table, positions, e, pairs};
 #define RUN(T, KV)                                                                                      \
   decode<T, KV>(q, k, v, q_row, kv_row, kc, vc, ks, vs, (const int*)past, turn, out, (float*)part, r,   \
-                heads, kv_heads, slots, splits, chunk, scale, stream)
+                heads, kv_heads, slots, splits, chunk, warps, scale, stream)
 #define CALL(T) kv == INT8 ? RUN(T, INT8) : kv == INT4 ? RUN(T, INT4) : RUN(T, PLAIN)
   ARC_DTYPES(dtype, CALL)
 #undef CALL

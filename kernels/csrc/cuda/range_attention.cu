@@ -195,7 +195,7 @@ range_rows(const T* q, const T* k, const T* v, Ranges ranges, Slots slots, T* ou
   if (real) read(q + here, query);
   for (float& x : query) x *= scale;
   Met met;
-  scan(met, query, seen.first, seen.last, lane / lanes, 32 / lanes, lanes,
+  scan<2>(met, query, seen.first, seen.last, lane / lanes, 32 / lanes, lanes,
        [&](int slot, float (&key)[WIDE], float (&value)[WIDE]) {
          for (int i = 0; i < WIDE; ++i) key[i] = value[i] = 0;
          if (at >= e) return;
