@@ -9,6 +9,9 @@ nearer in time, the less of what the machine does from second to second is betwe
 
 - `greedy`, `sampled`: the median step of whole images, as suites have it; `loop`: seconds of all
   steps, of which the first are slower.
+- `rested`: the median step of whole greedy images behind the others, against one behind as long a
+  pause, in an order drawn anew for every pair: what the turns of others add to a picture that was
+  asked for by itself. A picture right behind another is quicker than either.
 - `race`: of the steps of a turn that the race of the peers counts.
 - `injected`: `race` with a wait of a given share of a step in each step behind the others: a
   measure that cannot see 5 % may not say 2.
@@ -134,6 +137,22 @@ class Compared:
         return {"steps": len(engine.program.steps),
                 **self._behind(engine, engine, sampled, seconds)}
 
+    def rested(self, seconds: float) -> dict[str, Any]:
+        engine = runner.short(self.engine)
+        start = time.perf_counter()
+        self.others()
+        pause = time.perf_counter() - start
+
+        def drawn(before: Callable[[], object]) -> Callable[[], float]:
+            def one() -> float:
+                before()
+                return float(np.median(visits.counted(self._image(engine, False))))
+
+            return one
+
+        return {"pause_s": figure(pause),
+                **by_turns(drawn(self.others), drawn(lambda: time.sleep(pause)), seconds)}
+
     def race(self, seconds: float, share: float = 0.0) -> dict[str, Any]:
         """share: of a step, what each takes longer behind the others."""
         engine = runner.short(self.engine, race.STEPS)
@@ -196,6 +215,7 @@ class Compared:
 PARTS: dict[str, Callable[[Compared, float], dict[str, Any]]] = {
     "greedy": lambda c, s: c.whole(s, False),
     "sampled": lambda c, s: c.whole(s, True),
+    "rested": lambda c, s: c.rested(s),
     "race": lambda c, s: c.race(s),
     "injected": lambda c, s: c.race(s, INJECTED),
     "images": lambda c, s: c.images(s),
