@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,11 @@ def here(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return [FIRST, *(n for n, said in why.items() if not said)], {k: v for k, v in why.items() if v}
 
 
+def width(target: str, dtype: str) -> str:
+    """The dtype that is asked for, or the widest that the target takes."""
+    return next(w for w in (dtype, *WIDTHS) if w in TARGETS[target].dtypes)
+
+
 def opened(suite: Suite, target: str, dtype: str) -> Engine:
     """The suite's engine for a target, built unless it is there. Raises ArcError."""
     own = replace(suite, name=f"{suite.name}-{target}-{dtype}", target=target, dtype=dtype)
@@ -77,10 +83,9 @@ class Open:
 
 def _open(suite: Suite, name: str, dtype: str, missing: dict[str, str]) -> Open | None:
     """None, and why in `missing`, where the target fails: the others are timed all the same."""
-    asked = WIDTHS if name == FIRST else (dtype, *WIDTHS)
-    width = next(w for w in asked if w in TARGETS[name].dtypes)
+    kind = width(name, "" if name == FIRST else dtype)
     try:
-        e = opened(suite, name, width)
+        e = opened(suite, name, kind)
         cond = suites.condition(e.manifest["info"], suite.batch)
         for _ in range(WARM if TARGETS[name].device == "cuda" else 1):
             tokens = e.generate(cond, seed=0, guidance=suite.guidance, temperature=0).tokens
@@ -189,8 +194,13 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", default="", help="of all but ort-cpu; default: f32 if it can")
     parser.add_argument("--alone", action="store_true", help="without ort-cpu and its tokens")
     parser.add_argument("--eager", action="store_true", help="the authors' loop in bf16 too")
+    parser.add_argument("--build", action="store_true", help="only build the targets' engines")
     parser.add_argument("-o", "--out", type=Path, default=RESULTS, help="the file that gets a row")
     told = parser.parse_args()
+    if told.build:
+        for name in told.targets:
+            print(opened(suites.SUITES[told.suite], name, width(name, told.dtype)).folder)
+        sys.exit()
     row = run(suites.SUITES[told.suite], told.targets, told.turns, told.dtype, told.alone,
               told.eager)
     with told.out.open("a") as f:

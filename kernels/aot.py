@@ -47,12 +47,13 @@ def compiled(one: lang.Launch, arch: int) -> dict[str, int]:
     from triton.compiler import ASTSource
 
     names = [n for n in one.fn.arg_names if n not in one.constants]
-    signature = {n: _type(a) for n, a in zip(names, one.args, strict=True)}
-    signature |= dict.fromkeys(one.constants, "constexpr")
+    given = dict(zip(names, one.args, strict=True))
+    constants = {**one.constants, **{n: a for n, a in given.items() if _one(a)}}
+    signature = {n: _type(a) for n, a in given.items()} | dict.fromkeys(constants, "constexpr")
     at = {n: i for i, n in enumerate(one.fn.arg_names)}
-    attrs = {(at[n],): [["tt.divisibility", 16]] for n, t in signature.items() if t[0] == "*"}
-    source = ASTSource(one.fn, {n: signature[n] for n in one.fn.arg_names}, dict(one.constants),
-                       attrs)
+    attrs = {(at[n],): [["tt.divisibility", 16]] for n, t in signature.items()
+             if t[0] == "*" or (t == "i32" and given[n] % 16 == 0)}
+    source = ASTSource(one.fn, {n: signature[n] for n in one.fn.arg_names}, constants, attrs)
     made = lang.triton.compile(source, target=GPUTarget("cuda", arch, 32), options=one.options)
     found = {"shared": made.metadata.shared, **_resources(made.asm["cubin"])}
     if found["shared"] > SHARED[arch] or found["registers"] > REGISTERS or (
@@ -60,6 +61,11 @@ def compiled(one: lang.Launch, arch: int) -> dict[str, int]:
         raise ArcError(f"{one.fn.__name__} does not fit sm_{arch}: {found}", code=MACHINE,
                        hint=f"shared memory goes up to {SHARED[arch]}, spills to {SPILLED}")
     return found
+
+
+def _one(a: Any) -> bool:
+    """A launch makes these constants, and tells what 16 divides."""
+    return isinstance(a, int) and a == 1
 
 
 def _type(a: Any) -> str:

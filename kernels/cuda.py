@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,15 @@ def _argument(a: Any) -> Any:
     if a is None or hasattr(a, "data_ptr"):
         return ctypes.c_void_p(None if a is None else a.data_ptr())
     return ctypes.c_float(a) if isinstance(a, float) else ctypes.c_int(a)
+
+
+def main() -> None:
+    """Build every library that is not there, all at once: `python -m arcompile.kernels.cuda`."""
+    names = sorted(p.stem for p in SOURCES.glob("*.cu"))
+    with ThreadPoolExecutor(len(names)) as pool:
+        for path in pool.map(built, names):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -29,6 +29,8 @@ from arcompile.kernels.check import absent, check, sweep, tensors
 
 REPEATS, WARM = 20, 5
 FLUSH = 256 << 20  # bytes written between runs, so that no run finds its data in the cache
+CALLS = (8, 60)  # in a captured graph, at least and at most
+LARGE = 1 << 16  # bytes of a tensor that every call has its own of
 PACKAGES = ("torch", "triton", "numpy")
 
 
@@ -48,6 +50,39 @@ def measure(run: Callable[[], Any]) -> float:
         if i >= WARM:
             spent.append(start.elapsed_time(end) / 1e3)
     return statistics.median(spent)
+
+
+def replayed(calls: Sequence[Callable[[], Any]]) -> float:
+    """Seconds of one of the calls in a captured CUDA graph of them all: without what a launch from
+    Python costs, which is more than a small kernel does."""
+    import torch
+
+    with torch.inference_mode():
+        for run in calls[:3]:
+            run()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for run in calls:
+                run()
+        graph.replay()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(WARM):
+            graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3 / WARM / len(calls)
+
+
+def apart(arguments: dict[str, Any], moved: float) -> list[dict[str, Any]]:
+    """The arguments of calls that find nothing of each other in the cache: large tensors copied."""
+    count = max(CALLS[0], min(CALLS[1], int(FLUSH / max(moved, 1))))
+
+    def own(x: Any) -> Any:
+        return x.clone() if hasattr(x, "clone") and x.nbytes >= LARGE else x
+
+    return [{k: own(v) for k, v in arguments.items()} for _ in range(count)]
 
 
 def ceilings() -> dict[str, float]:
@@ -113,15 +148,18 @@ def time_all(k: Kernel, path: Path | None = None) -> list[dict[str, Any]]:
         ours = {v.name: v.run for v in k.versions.values() if not (v.refusal(c) or absent(v))}
         theirs = {**({"torch": k.peer} if k.peer else {}), **k.rivals(c)}
         spent: dict[str, float] = {}
+        many = apart(arguments, k.cost(c)[1])
         for name, fn in {**ours, **theirs}.items():
             try:
                 spent[name] = measure(partial(fn, **arguments))
+                graph = replayed([partial(fn, **own) for own in many])
             except RuntimeError as e:  # torch refuses a backend, or has too little memory for it
                 print(f"  {name} {c}: {quoted(e)}")
                 continue
-            rows.append({**row(k, name, c, spent[name], top), **told, "at": stamp})
-            print("  {version} {case}: {us:.1f} us, {tflops:.2f} TFLOP/s, {gbs:.0f} GB/s, "
-                  "{share:.0%} of what bounds it".format(**rows[-1]))
+            rows.append({**row(k, name, c, spent[name], top), "graph_us": graph * 1e6, **told,
+                         "at": stamp})
+            print("  {version} {case}: {us:.1f} us, in a graph {graph_us:.1f}, {tflops:.2f} "
+                  "TFLOP/s, {gbs:.0f} GB/s, {share:.0%} of what bounds it".format(**rows[-1]))
         best = min(((spent[n], n) for n in ours if n in spent), default=None)
         for name in sorted(theirs.keys() & spent.keys()) if best else ():
             print(f"  {best[1]} takes {best[0] / spent[name]:.2f} of {name}'s time")

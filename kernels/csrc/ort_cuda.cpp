@@ -111,9 +111,8 @@ ort::Status* logits_chain(void*, ort::Context* c) {
                                static_cast<int>(v), stream(c)));
 }
 
-constexpr int64_t BLOCKS = 512;  // about four for each processor of an H100
-constexpr int64_t LONG = 640;  // slots that one block takes
-constexpr int64_t PART = 64;    // keys that are worth a block
+constexpr int64_t FEW = 128;   // heads that leave most of a large GPU to each
+constexpr int64_t LONG = 320;  // slots that one block of such takes
 
 // qkv [r,s,(h+2g)*e], caches k and v [r,g,slots,e], past i32[r], cos and sin [positions,e/2], how i64[4]
 // (h, g, pairs, mask) and scale [1] on the host -> out [r,s,h*e], the caches, and room to work in. One
@@ -125,8 +124,7 @@ ort::Status* flash_decode(void*, ort::Context* c) {
   constexpr int64_t WIDTH = DTYPE ? 2 : 4;
   const int64_t r = qkv.dims[0], s = qkv.dims[1], heads = how.i64()[0], groups = how.i64()[1];
   const int64_t slots = k.dims[2], e = k.dims[3], stride = qkv.dims[2], each = heads * r;
-  int64_t splits = slots <= LONG ? 1 : std::clamp<int64_t>(BLOCKS / std::max<int64_t>(each, 1), 1,
-                                                           std::max<int64_t>(slots / PART, 1));
+  int64_t splits = each > FEW ? 4 : slots <= LONG ? 1 : 16;  // as was quickest on an H100
   const int64_t chunk = ((slots + splits - 1) / splits + 31) / 32 * 32;
   splits = std::max<int64_t>((slots + chunk - 1) / chunk, 1);
   const int64_t work = s == 1 ? each * splits * (e + 2) : (each * s * e * WIDTH + 3) / 4;
