@@ -162,6 +162,16 @@ declare(
 
 
 @jit
+def _seen(start, end, lengths, row, m, s, g, own, LENGTHS: tl.constexpr):
+    """The range of each query m; beyond the last, one that is empty."""
+    lo = tl.load(start + row * s + m, mask=m < s, other=1 << 30)
+    hi = tl.load(end + row * s + m, mask=m < s, other=0)
+    if LENGTHS:
+        hi = tl.minimum(hi, tl.load(lengths + row * g + own))
+    return lo, hi
+
+
+@jit
 def _simple(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count, scale, e,
             M: tl.constexpr, N: tl.constexpr, E: tl.constexpr, PAGED: tl.constexpr,
             LENGTHS: tl.constexpr):
@@ -171,10 +181,7 @@ def _simple(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count,
     m = tl.program_id(0) * M + tl.arange(0, M)
     width = tl.arange(0, E)
     real = m < s
-    lo = tl.load(start + row * s + m, mask=real, other=1 << 30)
-    hi = tl.load(end + row * s + m, mask=real, other=0)
-    if LENGTHS:
-        hi = tl.minimum(hi, tl.load(lengths + row * g + own))
+    lo, hi = _seen(start, end, lengths, row, m, s, g, own, LENGTHS)
     some = real[:, None] & (width < e)[None, :]
     base = ((row * s + tl.program_id(0) * M).to(tl.int64) * heads + head) * e
     here = tl.arange(0, M)[:, None] * (heads * e) + width[None, :]
@@ -301,10 +308,7 @@ def _ends(q, k, v, start, end, lengths, pages, out, s, slots, heads, g, count, s
     m = block * M + tl.arange(0, M)
     width = tl.arange(0, E)
     real = m < s
-    lo = tl.load(start + row * s + m, mask=real, other=1 << 30)
-    hi = tl.load(end + row * s + m, mask=real, other=0)
-    if LENGTHS:
-        hi = tl.minimum(hi, tl.load(lengths + row * g + own))
+    lo, hi = _seen(start, end, lengths, row, m, s, g, own, LENGTHS)
     base = ((row * s + block * M).to(tl.int64) * heads + head) * HEAD
     here = tl.arange(0, M)[:, None] * (heads * HEAD) + width[None, :]
     some = real[:, None] & (width < HEAD)[None, :]

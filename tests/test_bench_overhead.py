@@ -67,3 +67,30 @@ def test_a_slowed_engine_is_slower_and_draws_the_same():
     start = now()
     assert slow.run("g", 1) == {"g": 1}
     assert now() - start >= 0.01
+
+
+@pytest.mark.parametrize(("slower", "within"), [(1.0, True), (1.1, False)])
+def test_a_picture_behind_others_beside_one_behind_a_pause(monkeypatch, slower, within):
+    """Others that make the next picture's steps longer are seen; the first sixteen do not count."""
+    clock, warm = [0.0], [1.0]
+    monkeypatch.setattr(overhead.time, "perf_counter", lambda: clock[0])
+
+    def passes(seconds):
+        clock[0] += seconds
+        warm[0] = 1.0
+
+    monkeypatch.setattr(overhead.time, "sleep", passes)
+    monkeypatch.setattr(overhead.runner, "short", lambda engine: engine)
+    c = object.__new__(overhead.Compared)
+    c.engine = None
+
+    def others():
+        passes(0.5)
+        warm[0] = slower
+
+    c.others = others
+    c._image = lambda engine, sampled: [9.0] * 16 + [warm[0]] * 48
+    found = c.rested(20.0)
+    assert found["pause_s"] == 0.5
+    assert found["ratio"] == pytest.approx(slower)
+    assert found["within_limit"] is within

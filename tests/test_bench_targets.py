@@ -47,6 +47,12 @@ def test_tokens_count_up_to_the_first_that_differs():
     assert targets.share(want[:, :0], want[:, :0]) is None
 
 
+def test_the_dtype_asked_for_or_the_widest():
+    assert targets.width("torch-cuda", "bf16") == "bf16"
+    assert targets.width("torch-cuda", "") == "f32"
+    assert targets.width("ort-cpu", "bf16") == "f32"
+
+
 def test_the_script_for_gpus_names_what_there_is():
     """Every kernel, every suite and every target of .ci/gpu is one of ours."""
     text = GPU.read_text()

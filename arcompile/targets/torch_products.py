@@ -16,7 +16,6 @@ from arcompile.targets import torch_kernels
 from arcompile.targets.torch_kernels import Fused
 from arcompile.targets.torch_ops import TORCH
 
-MOST = 8  # rows; more are torch's
 HALVES = ("f16", "bf16")
 
 
@@ -110,10 +109,8 @@ def few_linear(t: Any, x: Any, w: Any, *more: Any, names: tuple[str, ...], eps: 
     given = dict(zip(names, more, strict=True))
     (k, n), rows = w.shape, x.numel() // x.shape[-1]
     by_columns = all(m.stride(0) == 1 for m in (w, given.get("up", w)))
-    run = None
-    if rows <= MOST and by_columns:
-        run = torch_kernels.best("few_linear", x, rows=rows, k=k, n=n, has=" ".join(names))
-    if run is None:
+    run = torch_kernels.best("few_linear", x, rows=rows, k=k, n=n, has=" ".join(names))
+    if run is None or not by_columns:
         return _by_torch(t, x, w, eps=eps, **given)
     if "up" in given:
         given["up"] = given["up"].t()

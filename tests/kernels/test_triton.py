@@ -121,6 +121,18 @@ def test_rivals(name):
                                                    "logits_chain"})
 
 
+def test_calls_that_share_nothing_large():
+    """Weights of their own, the small operands and options once; more calls of what moves little."""
+    import torch
+
+    given = {"w": torch.zeros(1 << 15), "x": torch.zeros(8), "heads": 2}
+    many = timing.apart(given, 1e9)
+    assert len(many) == timing.CALLS[0]
+    assert len({m["w"].data_ptr() for m in many} | {given["w"].data_ptr()}) == len(many) + 1
+    assert all(m["x"] is given["x"] and m["heads"] == 2 for m in many)
+    assert len(timing.apart(given, 1.0)) == timing.CALLS[1]
+
+
 def test_times_go_on_after_a_rival_that_fails(tmp_path, monkeypatch, capsys):
     """Rows of what ran; how the best of ours stands to each other."""
     def refuses(**_):

@@ -114,6 +114,18 @@ __device__ inline void arc_store(float* p, float x) { *p = x; }
 __device__ inline void arc_store(__half* p, float x) { *p = __float2half(x); }
 __device__ inline void arc_store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
 
+// Two numbers of 16 bits as a word, the lower first.
+template <class T>
+__device__ inline u32 arc_both(float low, float high) {
+  T a, b;
+  arc_store(&a, low);
+  arc_store(&b, high);
+  unsigned short x, y;
+  memcpy(&x, &a, 2);
+  memcpy(&y, &b, 2);
+  return x | static_cast<u32>(y) << 16;
+}
+
 // The sum of x over a block of whole warps; `room` holds a number a warp. Every thread gets it.
 __device__ inline float arc_block_sum(float x, float* room) {
   for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(~0u, x, step);

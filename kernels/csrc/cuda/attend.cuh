@@ -12,10 +12,6 @@ struct alignas(sizeof(T) * WIDE < 16 ? sizeof(T) * WIDE : 16) Eight {
   T x[WIDE];
 };
 
-struct alignas(16) Four {
-  float x[4];
-};
-
 template <class T>
 __device__ inline void read(const T* p, float (&out)[WIDE]) {
   const Eight<T> v = *reinterpret_cast<const Eight<T>*>(p);

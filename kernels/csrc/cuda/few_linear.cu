@@ -17,17 +17,6 @@ constexpr float DOWN = 1;
 template <>
 constexpr float DOWN<__half> = 1.0f / 64;
 
-template <class T>
-__device__ inline u32 arc_both(float low, float high) {
-  T a, b;
-  arc_store(&a, low);
-  arc_store(&b, high);
-  unsigned short x, y;
-  memcpy(&x, &a, 2);
-  memcpy(&y, &b, 2);
-  return x | static_cast<u32>(y) << 16;
-}
-
 // Eight neighbours of a row, times the norm's weight; their squares are added to `squares`.
 template <class T>
 __device__ inline Line normed(const Line& x, const Line& weight, float& squares) {

@@ -43,16 +43,6 @@ struct Slots {
   }
 };
 
-template <class T>
-__device__ inline u32 both(float a, float b) {
-  struct alignas(4) Two {
-    T low, high;
-  } two;
-  arc_store(&two.low, a);
-  arc_store(&two.high, b);
-  return *reinterpret_cast<const u32*>(&two);
-}
-
 // E: the head's size, rounded up.
 template <class T, int E>
 __global__ void __launch_bounds__(32 * WARPS)
@@ -149,8 +139,8 @@ range_tiles(const T* q, const T* k, const T* v, Ranges ranges, Slots slots, T* o
 #pragma unroll
       for (int n = 0; n < TILE / 16; ++n) {
         const float(&p)[4] = score[2 * n], (&next)[4] = score[2 * n + 1];
-        const u32 a[4] = {both<T>(p[0], p[1]), both<T>(p[2], p[3]), both<T>(next[0], next[1]),
-                          both<T>(next[2], next[3])};
+        const u32 a[4] = {arc_both<T>(p[0], p[1]), arc_both<T>(p[2], p[3]), arc_both<T>(next[0], next[1]),
+                          arc_both<T>(next[2], next[3])};
         const T* const value = values + (n * 16 + lane % 16) * WIDTH + lane / 16 * 8;
 #pragma unroll
         for (int d = 0; d < E / 16; ++d) {
@@ -175,7 +165,7 @@ range_tiles(const T* q, const T* k, const T* v, Ranges ranges, Slots slots, T* o
       for (int d = 0; d < E / 8; ++d)
         if (const int at = d * 8 + column; at < e)
           *reinterpret_cast<u32*>(out + to + at) =
-              both<T>(acc[d][2 * i] * unit, acc[d][2 * i + 1] * unit);
+              arc_both<T>(acc[d][2 * i] * unit, acc[d][2 * i + 1] * unit);
   }
 }
 
