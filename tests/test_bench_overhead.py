@@ -72,12 +72,12 @@ def test_a_slowed_engine_is_slower_and_draws_the_same():
 @pytest.mark.parametrize(("slower", "within"), [(1.0, True), (1.1, False)])
 def test_a_picture_behind_others_beside_one_behind_a_pause(monkeypatch, slower, within):
     """Others that make the next picture's steps longer are seen; the first sixteen do not count."""
-    clock, warm = [0.0], [1.0]
+    clock, warm, behind = [0.0], [1.0], [False]
     monkeypatch.setattr(overhead.time, "perf_counter", lambda: clock[0])
 
     def passes(seconds):
         clock[0] += seconds
-        warm[0] = 1.0
+        warm[0], behind[0] = 1.0, False
 
     monkeypatch.setattr(overhead.time, "sleep", passes)
     monkeypatch.setattr(overhead.runner, "short", lambda engine: engine)
@@ -86,10 +86,11 @@ def test_a_picture_behind_others_beside_one_behind_a_pause(monkeypatch, slower, 
 
     def others():
         passes(0.5)
-        warm[0] = slower
+        warm[0], behind[0] = slower, True
 
     c.others = others
-    c._image = lambda engine, sampled: [9.0] * 16 + [warm[0]] * 48
+    c._image = lambda engine, sampled: [9.0 if behind[0] else 0.1] * 16 + [
+        warm[0] * x for x in np.linspace(1, 2, 33)]
     found = c.rested(20.0)
     assert found["pause_s"] == 0.5
     assert found["ratio"] == pytest.approx(slower)

@@ -122,7 +122,7 @@ def test_rivals(name):
 
 
 def test_calls_that_share_nothing_large():
-    """Weights of their own, the small operands and options once; more calls of what moves little."""
+    """Weights of their own, small operands and options once; more calls of what moves little."""
     import torch
 
     given = {"w": torch.zeros(1 << 15), "x": torch.zeros(8), "heads": 2}
