@@ -130,6 +130,29 @@ def test_progress_and_timings():
 GUIDANCE = np.array([1.0, 4.0, 1.0, 1.5])
 
 
+def test_a_graph_that_reads_the_tokens_finds_those_before_it():
+    """Tokens are committed when somebody reads them, and a graph is somebody."""
+    text = CHAIN.replace("feed(%token: i64[b,c], %image: i64[r])",
+                         "feed(%token: i64[b,c], %image: i64[r], %tokens: i64[b,4])")
+    p = parse_program(text)
+    p = replace(p, graphs=(*p.graphs, sample_graph(V)))
+    p.verify()
+    found, seen = loop(p, request()), []
+    plain = found.runner.run
+
+    def watched(graph, env):
+        if graph == "feed":
+            seen.append(env["tokens"].copy())
+        return plain(graph, env)
+
+    found.runner.run = watched
+    res = found.run()
+    assert len(seen) == 3
+    for count, tokens in enumerate(seen, 1):
+        assert (tokens[:, :count] == res.tokens[:, :count]).all()
+        assert (tokens[:, count:] == -1).all()
+
+
 def test_only_guided_images_get_a_null_row():
     q = request(4, guidance=GUIDANCE)
     res = run(chain(), q)
